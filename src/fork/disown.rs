@@ -1,0 +1,110 @@
+//! What a child does at birth: every inherited descriptor of a connection is closed or made dead.
+//!
+//! This runs inside the `pthread_atfork` child handler (or, in a child made without it, in that child's first call),
+//! with signals blocked. It calls nothing but [`sys`] and atomics. The question for each line: what if a thread of the
+//! parent was here when the fork came? Then the entry is CLAIMED, or names a descriptor that the child does not have,
+//! or names a number under which the child has something else; all three are told apart by the state and the identity.
+
+use super::registry::{self, CLAIMED, FREE, IDLE, LENT, WITHDRAWN};
+use super::sys;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
+
+/// How this process came to know that it is new.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Birth {
+    /// libc's fork ran our handler: the descriptor table is a copy.
+    Handler,
+    /// It asked, and found the page wiped: the table may be shared with the parent (`CLONE_FILES`).
+    FirstCall,
+}
+
+/// The pid of the process that last took stock in this line.
+static PID: AtomicU32 = AtomicU32::new(0);
+static SHARES_TABLE: AtomicBool = AtomicBool::new(false);
+
+/// The pid of this process, as of its birth.
+pub(super) fn pid() -> u32 {
+    PID.load(Relaxed)
+}
+
+/// Whether the inherited descriptors had to be left alone, because the table might be the parent's own.
+pub(super) fn shares_table() -> bool {
+    SHARES_TABLE.load(Relaxed)
+}
+
+/// Takes note of the pid; returns the one of the process before.
+pub(super) fn record_pid() -> u32 {
+    PID.swap(sys::pid(), Relaxed)
+}
+
+/// Drops every inherited connection without a word on the wire. Safe to repeat.
+pub(super) fn all(birth: Birth, parent: u32) {
+    let private = birth == Birth::Handler || table_is_private(parent);
+    SHARES_TABLE.store(!private, Relaxed);
+    if !private {
+        return; // The entries stay, for a child of ours that has a table of its own.
+    }
+    // First what had been closed in memory, so that a number which a newer entry names is seen for what it is.
+    for entry in registry::entries().filter(|entry| entry.state.load(Acquire) == WITHDRAWN) {
+        let (fd, identity) = entry.descriptor();
+        if sys::identity(fd) == Some(identity) {
+            sys::close(fd);
+        }
+        entry.state.store(FREE, Relaxed);
+    }
+    let mut dead = Dead(None);
+    for entry in registry::entries() {
+        let (fd, identity) = entry.descriptor();
+        match entry.state.load(Acquire) {
+            IDLE if sys::identity(fd) == Some(identity) => sys::close(fd),
+            LENT => match sys::identity(fd) {
+                Some(found) if found == identity => dead.put_over(fd, true),
+                // Memory names it and the table lacks it: the number must not become somebody else's while an object
+                // that thinks it owns it lives on.
+                None => dead.put_over(fd, false),
+                Some(_somebody_elses) => {}
+            },
+            IDLE | CLAIMED | FREE | WITHDRAWN => {}
+            _ => {}
+        }
+        entry.state.store(FREE, Relaxed);
+    }
+    dead.done();
+}
+
+/// Whether closing a descriptor here leaves the parent's alone. `clone(CLONE_FILES)` shares the table.
+fn table_is_private(parent: u32) -> bool {
+    sys::unshare_descriptors() || (sys::parent_pid() == parent && sys::has_other_descriptors(parent))
+}
+
+/// One dead socket, made when the first is needed, put over as many numbers as it takes.
+struct Dead(Option<RawFd>);
+
+impl Dead {
+    /// `ours` says that the number is open and that it is the inherited socket, so that it may be closed.
+    fn put_over(&mut self, fd: RawFd, ours: bool) {
+        if self.0.is_none() {
+            self.0 = sys::dead_socket();
+        }
+        if self.0.is_none() && ours {
+            // The table is full. The inherited socket's own place is the free place then.
+            sys::close(fd);
+            match sys::unconnected_socket() {
+                Some(place) if place == fd => return,
+                other => self.0 = other,
+            }
+        }
+        let replaced = self.0.is_some_and(|dead| sys::replace(dead, fd));
+        if !replaced && ours {
+            // A descriptor limit below the number forbids dup3. Better a free number than a shared socket.
+            sys::close(fd);
+        }
+    }
+
+    fn done(self) {
+        if let Some(fd) = self.0 {
+            sys::close(fd);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Forks begun and ended, counted by the prepare and parent handlers.
+//!
+//! The kernel copies the descriptor table before it copies memory. A connection that one thread opens while another
+//! forks can therefore be in the child's table without being in the child's memory. No order of publishing helps; what
+//! does is to notice the overlap and make the connection again. [`Watch`] is how a connect notices.
+
+use super::sys;
+use std::sync::atomic::{AtomicU64, Ordering::*, fence};
+
+static BEGUN: AtomicU64 = AtomicU64::new(0);
+static ENDED: AtomicU64 = AtomicU64::new(0);
+/// The value of BEGUN when this process took stock.
+static BORN: AtomicU64 = AtomicU64::new(0);
+
+/// The prepare handler: one atomic addition. Nothing is locked, nothing waits, nothing can fail.
+pub(super) extern "C" fn prepare() {
+    BEGUN.fetch_add(1, SeqCst);
+}
+
+/// The parent handler, which also runs after a fork that failed: one atomic addition.
+pub(super) extern "C" fn parent() {
+    ENDED.fetch_add(1, SeqCst);
+}
+
+/// In a new process, by the thread that takes stock: the forks of its parent's other threads are none of its business.
+pub(super) fn born() {
+    let begun = BEGUN.load(SeqCst);
+    ENDED.store(begun, SeqCst);
+    BORN.store(begun, SeqCst);
+}
+
+/// Whether this process took stock after the fork that made it, because another library's child handler came to us
+/// before our own handler did.
+pub(super) fn born_since_last() -> bool {
+    BORN.load(SeqCst) == BEGUN.load(SeqCst)
+}
+
+/// Notices forks between its making and the question.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    begun: u64,
+    in_progress: bool,
+}
+
+impl Watch {
+    /// Begins to watch; lets forks that are in progress end first, for a few turns of the scheduler at most (another
+    /// library's prepare handler may hold one up for long).
+    pub(crate) fn start() -> Self {
+        for _ in 0..100 {
+            if BEGUN.load(SeqCst) == ENDED.load(SeqCst) {
+                break;
+            }
+            sys::yield_now();
+        }
+        // ENDED first: a fork that begins and ends between the two loads then counts as in progress, not as unseen.
+        let ended = ENDED.load(SeqCst);
+        let begun = BEGUN.load(SeqCst);
+        Self { begun, in_progress: begun != ended }
+    }
+
+    /// Whether a fork was in progress at any moment since [`start`](Self::start). Ask after publishing.
+    pub(crate) fn overlapped(&self) -> bool {
+        // What was published must be in the memory that a fork copies if its beginning is not seen here.
+        fence(SeqCst);
+        self.in_progress || BEGUN.load(SeqCst) != self.begun
+    }
+}

@@ -1,0 +1,282 @@
+//! The table of descriptors that belong to connections: written by threads, read by a child at birth.
+//!
+//! The child reads it inside the atfork handler, in a copy of memory that may have been taken while other threads were
+//! at work here. So there is no lock: each [`Entry`] is a few atomics, and its `state` is stored last (Release). A
+//! child that sees an entry LENT or IDLE (Acquire) sees the rest of it; one that was being written is CLAIMED and is
+//! left alone (the connect that it belongs to has overlapped a fork, and its socket will be shut down). Entries live in
+//! buckets that are only ever added, so that an address stays good for ever.
+
+use super::sys::{self, Identity};
+use super::{Generation, generation};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
+
+pub(super) const FREE: u32 = 0;
+/// A thread is writing the entry.
+pub(super) const CLAIMED: u32 = 1;
+/// Something in a child might still touch the connection: its guard, a value borrowed from it, a callback's frame.
+pub(super) const LENT: u32 = 2;
+/// Nothing in a child can ever touch the connection: it lies in the state that a child abandons.
+pub(super) const IDLE: u32 = 3;
+/// Closed. The entry still names what was closed, for the child whose descriptors were copied just before that.
+pub(super) const WITHDRAWN: u32 = 4;
+
+/// One descriptor. A cache line of its own: `state` is stored at every checkout and return.
+#[repr(align(64))]
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) state: AtomicU32,
+    fd: AtomicI32,
+    device: AtomicU64,
+    inode: AtomicU64,
+}
+
+impl Entry {
+    const fn new() -> Self {
+        Self {
+            state: AtomicU32::new(FREE),
+            fd: AtomicI32::new(-1),
+            device: AtomicU64::new(0),
+            inode: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn descriptor(&self) -> (RawFd, Identity) {
+        let identity = Identity { device: self.device.load(Relaxed), inode: self.inode.load(Relaxed) };
+        (self.fd.load(Relaxed), identity)
+    }
+
+    fn write(&self, fd: RawFd, identity: Identity) {
+        self.fd.store(fd, Relaxed);
+        self.device.store(identity.device, Relaxed);
+        self.inode.store(identity.inode, Relaxed);
+        self.state.store(LENT, Release);
+    }
+}
+
+/// Bucket `n` has room for `64 << n` entries.
+const FIRST_BUCKET: usize = 64;
+static BUCKETS: [AtomicPtr<Entry>; 24] = [const { AtomicPtr::new(ptr::null_mut()) }; 24];
+/// No entry below this one is free, give or take a race: where a search begins.
+static SEARCH_FROM: AtomicUsize = AtomicUsize::new(0);
+
+fn bucket(n: usize) -> Option<&'static [Entry]> {
+    let start = BUCKETS[n].load(Acquire);
+    // SAFETY: `add_bucket` published a leaked slice of this length at this place, and nothing ever takes it back.
+    (!start.is_null()).then(|| unsafe { std::slice::from_raw_parts(start, FIRST_BUCKET << n) })
+}
+
+/// Two threads may race here; one bucket wins and the other, which nobody has seen, is freed.
+fn add_bucket(n: usize) {
+    let fresh: Box<[Entry]> = (0..FIRST_BUCKET << n).map(|_| Entry::new()).collect();
+    let fresh = Box::into_raw(fresh);
+    if BUCKETS[n].compare_exchange(ptr::null_mut(), fresh.cast(), AcqRel, Acquire).is_err() {
+        // SAFETY: `fresh` came from `Box::into_raw` above and was not published.
+        drop(unsafe { Box::from_raw(fresh) });
+    }
+}
+
+/// Every entry there is, in order. No lock and no allocation: the child handler walks it.
+pub(super) fn entries() -> impl Iterator<Item = &'static Entry> {
+    (0..BUCKETS.len()).map_while(bucket).flatten()
+}
+
+fn claim_entry() -> &'static Entry {
+    loop {
+        let from = SEARCH_FROM.load(Relaxed);
+        for (place, entry) in entries().enumerate().skip(from) {
+            let state = entry.state.load(Relaxed);
+            if matches!(state, FREE | WITHDRAWN)
+                && entry.state.compare_exchange(state, CLAIMED, AcqRel, Relaxed).is_ok()
+            {
+                SEARCH_FROM.store(place + 1, Relaxed);
+                return entry;
+            }
+        }
+        if from > 0 {
+            SEARCH_FROM.store(0, Relaxed);
+        } else if let Some(next) = (0..BUCKETS.len()).find(|&n| bucket(n).is_none()) {
+            add_bucket(next);
+        }
+    }
+}
+
+/// The descriptors of one connection, named so that a child can find and drop them.
+///
+/// ```
+/// use forksafe::fork::Descriptors;
+/// let (a, b) = std::os::unix::net::UnixStream::pair()?;
+/// let both = Descriptors::of(&a).and(&b);
+/// # let _ = both;
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Descriptors(Option<Vec<RawFd>>);
+
+impl Descriptors {
+    /// The descriptor of something that can lend it: a `TcpStream`, a `UnixStream`, a pipe, a file.
+    pub fn of(owner: &impl AsFd) -> Self {
+        Self::none().and(owner)
+    }
+
+    /// These and one more.
+    #[must_use]
+    pub fn and(self, owner: &impl AsFd) -> Self {
+        self.and_raw(owner.as_fd().as_raw_fd())
+    }
+
+    /// No descriptors at all: nothing that a child inherits reaches outside the process.
+    pub fn none() -> Self {
+        Self(Some(Vec::new()))
+    }
+
+    /// Descriptors that nobody can name. The connection is abandoned in a child and a guard of it refuses to be used
+    /// there, but the descriptor itself stays open in the child until it ends or executes another program.
+    pub fn unknown() -> Self {
+        Self(None)
+    }
+
+    /// For drivers that hide their descriptors and whose numbers were found by other means.
+    pub(crate) fn and_raw(mut self, fd: RawFd) -> Self {
+        if let Some(fds) = &mut self.0 {
+            fds.push(fd);
+        }
+        self
+    }
+}
+
+/// Descriptors that are in the registry for as long as this lives: every child made in that time drops them.
+///
+/// A registration belongs to the process that made it. An inherited one does nothing when it is dropped.
+///
+/// ```
+/// use forksafe::fork::{Descriptors, Registration};
+/// use std::net::{TcpListener, TcpStream};
+///
+/// let server = TcpListener::bind("127.0.0.1:0")?;
+/// let stream = TcpStream::connect(server.local_addr()?)?;
+/// let registration = Registration::publish(Descriptors::of(&stream))?;
+/// // ... a child forked here finds a dead socket under `stream` ...
+/// drop(registration); // before or right after `stream` is closed
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Debug)]
+pub struct Registration {
+    entries: Box<[&'static Entry]>,
+    known: bool,
+    generation: Generation,
+}
+
+impl Registration {
+    /// Publishes descriptors that stay open until the registration is dropped.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` when one of them is not open; nothing is published then.
+    pub fn publish(descriptors: Descriptors) -> io::Result<Self> {
+        let generation = generation();
+        let known = descriptors.0.is_some();
+        let found = descriptors.0.unwrap_or_default().into_iter().map(|fd| {
+            let identity = sys::identity(fd).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
+            Ok((fd, identity))
+        });
+        let found: Vec<(RawFd, Identity)> = found.collect::<io::Result<_>>()?;
+        let entries = found.into_iter().map(|(fd, identity)| {
+            let entry = claim_entry();
+            entry.write(fd, identity);
+            entry
+        });
+        Ok(Self { entries: entries.collect(), known, generation })
+    }
+
+    /// Several as one. None at all counts as unknown.
+    pub(crate) fn merge(mut parts: Vec<Self>) -> Self {
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        let known = !parts.is_empty() && parts.iter().all(|part| part.known);
+        // The parts' entries live on in the whole, so the parts must not withdraw them.
+        let entries = parts.iter_mut().flat_map(|part| std::mem::take(&mut part.entries)).collect();
+        Self { entries, known, generation: generation() }
+    }
+
+    /// False when the descriptors are [unknown](Descriptors::unknown): a child could not drop them.
+    pub fn is_known(&self) -> bool {
+        self.known
+    }
+
+    pub(crate) fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The first descriptor's number. It is this connection's for as long as the registration is this process's own.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "drivers that hide their socket ask for it"))]
+    pub(crate) fn first(&self) -> Option<RawFd> {
+        self.entries.first().map(|entry| entry.descriptor().0)
+    }
+
+    /// From here on something outside the pool may touch the connection. Called before it is handed out, so that a
+    /// child that can see it anywhere also sees this.
+    #[inline]
+    pub(crate) fn lend(&self) {
+        self.mark(LENT);
+    }
+
+    /// From here on nothing outside the pool can touch the connection. Called before it can be handed out again.
+    #[inline]
+    pub(crate) fn rest(&self) {
+        self.mark(IDLE);
+    }
+
+    #[inline]
+    fn mark(&self, state: u32) {
+        for entry in &self.entries {
+            entry.state.store(state, Release);
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        // An inherited registration's entries have been released by the child's own taking stock, and may name
+        // something else by now.
+        if self.generation == generation() {
+            self.mark(WITHDRAWN);
+            SEARCH_FROM.store(0, Relaxed);
+        }
+    }
+}
+
+/// Closes a connection of this process so that no child is left with a live copy of its socket.
+///
+/// A fork that copied the descriptor table just before the close, and memory just after, makes a child that holds the
+/// socket without knowing. So a second descriptor is made first, the connection says its goodbye and closes, and the
+/// socket is then shut down for everybody.
+///
+/// A goodbye may fork, as any code of a driver's may. The child comes back here with the rest of the goodbye said to a
+/// dead socket, and with a second descriptor of the parent's live one, of which it only lets go.
+pub(crate) fn close<T>(connection: T, registration: Registration) {
+    registration.lend();
+    let mut copies = Vec::with_capacity(registration.entries.len());
+    for entry in &registration.entries {
+        let (fd, identity) = entry.descriptor();
+        match sys::duplicate(fd) {
+            Some(copy) if sys::identity(copy) == Some(identity) => copies.push(copy),
+            Some(stranger) => sys::close(stranger),
+            // No room for a second descriptor: end it now; the goodbye is lost, the promise is kept.
+            None if sys::identity(fd) == Some(identity) => sys::shutdown(fd),
+            None => {}
+        }
+    }
+    drop(connection);
+    let still_ours = registration.generation == generation();
+    for copy in copies {
+        if still_ours {
+            sys::shutdown(copy);
+        }
+        sys::close(copy);
+    }
+    drop(registration);
+}

@@ -1,0 +1,140 @@
+//! The few system calls that a child may make before it has any state of its own.
+//!
+//! Everything in this file may run inside a `pthread_atfork` child handler: raw system calls or wrappers that POSIX
+//! lists as async-signal-safe; no allocation, no lock, no panic, no thread-local but libc's own `errno`, which
+//! [`Quiet`] puts back. Each function takes plain numbers: a wrong number is an error of the kernel's, never undefined
+//! behaviour, which is why they are safe functions.
+
+use std::os::fd::RawFd;
+
+/// What the kernel says a descriptor is: two descriptors of one socket agree, two sockets never do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Identity {
+    pub(super) device: u64,
+    pub(super) inode: u64,
+}
+
+/// The identity behind a descriptor number, or `None` when the number is not open.
+pub(super) fn identity(fd: RawFd) -> Option<Identity> {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` is ours and large enough; fstat is async-signal-safe and fills it when it returns 0.
+    let stat = unsafe {
+        if libc::fstat(fd, stat.as_mut_ptr()) != 0 {
+            return None;
+        }
+        stat.assume_init()
+    };
+    Some(Identity { device: stat.st_dev, inode: stat.st_ino })
+}
+
+/// `close(2)` by the raw system call: glibc's wrapper is a cancellation point.
+pub(super) fn close(fd: RawFd) {
+    // SAFETY: takes a number and no memory. The caller owns the descriptor, or proved by its identity that it is an
+    // inherited one that nothing in this process can reach.
+    unsafe { libc::syscall(libc::SYS_close, fd) };
+}
+
+/// Puts `from` over the number `over`, close-on-exec. False when the kernel refused (a lowered descriptor limit).
+pub(super) fn replace(from: RawFd, over: RawFd) -> bool {
+    // SAFETY: takes numbers and no memory.
+    unsafe { libc::syscall(libc::SYS_dup3, from, over, libc::O_CLOEXEC) == libc::c_long::from(over) }
+}
+
+/// A second descriptor of the same open socket, or `None` when the table is full.
+pub(super) fn duplicate(fd: RawFd) -> Option<RawFd> {
+    // SAFETY: takes numbers and no memory.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+    (copy >= 0).then_some(copy)
+}
+
+/// Ends a socket for every process that holds a copy of it. An error (not a socket, not connected) is of no interest.
+pub(super) fn shutdown(fd: RawFd) {
+    // SAFETY: takes numbers and no memory.
+    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+}
+
+/// A socket whose peer is gone: reads see the end of the stream, writes fail, and poll says hang-up.
+pub(super) fn dead_socket() -> Option<RawFd> {
+    let mut pair = [-1; 2];
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: `pair` is ours and has room for the two numbers.
+    if unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    close(pair[1]);
+    Some(pair[0])
+}
+
+/// The next best dead socket, for a table with a single free place: never connected, so every use of it fails.
+pub(super) fn unconnected_socket() -> Option<RawFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: takes numbers and no memory.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    (fd >= 0).then_some(fd)
+}
+
+pub(super) fn pid() -> u32 {
+    // SAFETY: takes nothing and cannot fail. Raw, because some C libraries have cached it across a clone.
+    (unsafe { libc::syscall(libc::SYS_getpid) }) as u32
+}
+
+pub(super) fn parent_pid() -> u32 {
+    // SAFETY: takes nothing and cannot fail.
+    (unsafe { libc::getppid() }) as u32
+}
+
+pub(super) fn yield_now() {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::sched_yield() };
+}
+
+/// Gives this process a descriptor table of its own. Fails in a process that has threads already.
+pub(super) fn unshare_descriptors() -> bool {
+    // SAFETY: takes numbers and no memory. CLONE_THREAD asks the kernel to refuse when there are other threads, which
+    // would otherwise be left behind with the old table.
+    unsafe { libc::unshare(libc::CLONE_THREAD | libc::CLONE_FILES) == 0 }
+}
+
+/// Whether the descriptor table of `other` is provably not the one of this process.
+pub(super) fn has_other_descriptors(other: u32) -> bool {
+    const KCMP_FILES: libc::c_int = 2;
+    // SAFETY: takes numbers and no memory. 0 is "the same", 1 to 3 are "not the same", -1 is "cannot tell".
+    unsafe { libc::syscall(libc::SYS_kcmp, pid(), other, KCMP_FILES, 0, 0) > 0 }
+}
+
+/// While it lives, no signal handler runs on this thread and `errno` is kept for whoever looks at it afterwards.
+///
+/// The mask is set by the raw system call, because glibc's leaves out the signals that it keeps for itself.
+pub(super) struct Quiet {
+    mask: u64,
+    errno: libc::c_int,
+}
+
+impl Quiet {
+    pub(super) fn begin() -> Self {
+        // SAFETY: errno is this thread's own.
+        let errno = unsafe { *libc::__errno_location() };
+        Self { mask: set_signal_mask(u64::MAX), errno }
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        set_signal_mask(self.mask);
+        // SAFETY: errno is this thread's own.
+        unsafe { *libc::__errno_location() = self.errno };
+    }
+}
+
+fn set_signal_mask(mask: u64) -> u64 {
+    let mut old = 0_u64;
+    // SAFETY: both sets are ours and as long as the size says (the kernel's set has 64 bits).
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, &raw mut old, 8_usize) };
+    old
+}
+
+/// One write to standard error, without the lock of std's that may have been held at the fork.
+pub(super) fn write_stderr(text: &[u8]) {
+    // SAFETY: the pointer and the length are those of a slice.
+    unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+}

@@ -1,0 +1,25 @@
+//! Time for expiry: coarse (a few milliseconds) and cheap (a few nanoseconds).
+
+use nix::time::{ClockId, clock_gettime};
+use std::time::Duration;
+
+/// Nanoseconds on a clock that only goes forward. `u64::MAX` is never.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Coarse(u64);
+
+impl Coarse {
+    pub(super) const NEVER: Self = Self(u64::MAX);
+
+    #[inline]
+    pub(super) fn now() -> Self {
+        clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+            .map_or(Self(0), |time| Self(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64))
+    }
+
+    /// This long after; more than the clock can hold, or no time at all, is never.
+    #[inline]
+    pub(super) fn plus(self, time: Option<Duration>) -> Self {
+        let nanos = time.and_then(|time| u64::try_from(time.as_nanos()).ok());
+        nanos.and_then(|nanos| self.0.checked_add(nanos)).map_or(Self::NEVER, Self)
+    }
+}

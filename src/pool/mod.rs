@@ -1,0 +1,261 @@
+//! The pool: a fixed number of slots in each process, and connections that never leave the process that opened them.
+
+mod builder;
+mod clock;
+mod guard;
+mod lending;
+mod rack;
+
+pub use builder::Builder;
+pub use guard::PooledConnection;
+
+use crate::{Deadline, Error, ManageConnection};
+use builder::Config;
+use lending::Shared;
+use std::fmt;
+use std::sync::atomic::Ordering::*;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// A pool of connections that may be used on both sides of a fork.
+///
+/// A handle: clones are the same pool. In a forked child the same value works at once: the child has dropped what it
+/// inherited and opens its own connections when it asks for them. Nothing has to be called.
+///
+/// When the last handle of a process goes, its idle connections are closed, and lent ones when they come back. A child
+/// counts the handles that its parent's other threads had as well, so there call [`close`](Self::close) to be sure.
+///
+/// Build pools before threads are started, or in a [`PerProcess`](crate::fork::PerProcess): a `LazyLock<Pool>` that
+/// another thread is filling while this one forks is locked for ever in the child.
+///
+/// ```
+/// # use forksafe::{ManageConnection, Pool};
+/// # struct Numbers;
+/// # impl ManageConnection for Numbers {
+/// #     type Connection = u32;
+/// #     type Error = std::convert::Infallible;
+/// #     fn connect(&self) -> Result<u32, Self::Error> { Ok(std::process::id()) }
+/// #     fn is_valid(&self, _: &mut u32) -> Result<(), Self::Error> { Ok(()) }
+/// #     fn has_broken(&self, _: &mut u32) -> bool { false }
+/// #     fn descriptors(&self, _: &u32) -> forksafe::fork::Descriptors { forksafe::fork::Descriptors::none() }
+/// # }
+/// // `Numbers` opens "connections" that are the pid of their process.
+/// let pool = Pool::new(Numbers)?;
+/// assert_eq!(*pool.get()?, std::process::id()); // used in the master: the classic mistake
+///
+/// // SAFETY: the child uses the pool and leaves.
+/// match unsafe { libc::fork() } {
+///     0 => {
+///         let mine = pool.get().is_ok_and(|conn| *conn == std::process::id());
+///         unsafe { libc::_exit(i32::from(!mine)) }
+///     }
+///     child => {
+///         let mut status = 0;
+///         unsafe { libc::waitpid(child, &mut status, 0) };
+///         assert_eq!(status, 0, "the child got a connection of its own");
+///     }
+/// }
+/// # Ok::<_, forksafe::Error>(())
+/// ```
+pub struct Pool<M: ManageConnection>(Arc<Shared<M>>);
+
+impl<M: ManageConnection> Pool<M> {
+    /// A pool with the default [settings](Builder). Opens nothing.
+    ///
+    /// # Errors
+    ///
+    /// None with the default settings; the type is [`Builder::build`]'s.
+    pub fn new(manager: M) -> Result<Self, Error> {
+        Self::builder().build(manager)
+    }
+
+    /// Settings to build a pool with.
+    pub fn builder() -> Builder<M> {
+        Builder::default()
+    }
+
+    fn from_parts(config: Config, manager: M) -> Self {
+        Self(Shared::new(config, manager))
+    }
+
+    /// Lends a connection: an idle one, or a new one if there is room, or the next that comes back; first come, first
+    /// served. Waits for [`connection_timeout`](Builder::connection_timeout) at most, as far as the manager heeds the
+    /// deadline.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::is_timeout`]: none came free in time. The message says how many are in use.
+    /// - [`Error::is_connect`]: a new one could not be opened. Reported at once, not tried again until the timeout.
+    /// - [`Error::is_closed`]: the pool was closed, here or in the parent before the fork.
+    /// - [`Error::is_unprotected`]: the new connection's descriptors could not be found, so it was closed.
+    #[inline]
+    pub fn get(&self) -> Result<PooledConnection<M>, Error> {
+        self.0.check_out(self.0.config.connection_timeout)
+    }
+
+    /// As [`get`](Self::get), with a timeout for this call. Zero: an idle connection now, or a timeout.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    #[inline]
+    pub fn get_timeout(&self, timeout: Duration) -> Result<PooledConnection<M>, Error> {
+        self.0.check_out(timeout)
+    }
+
+    /// Lends an idle connection if there is one: waits for nobody and opens none.
+    /// (With [`test_on_check_out`](Builder::test_on_check_out) it still asks the server.)
+    #[inline]
+    pub fn try_get(&self) -> Option<PooledConnection<M>> {
+        self.0.check_out_idle()
+    }
+
+    /// Opens connections until `n` are idle or the pool is full; returns how many it opened. For a worker that wants
+    /// its connections before its first request.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get). What had been opened before the error stays.
+    pub fn warm_up(&self, n: u32) -> Result<u32, Error> {
+        self.0.warm_up(n)
+    }
+
+    /// Closes idle connections that have expired, and opens new ones up to [`min_idle`](Builder::min_idle). The pool
+    /// runs no thread: expired connections are otherwise closed when somebody comes upon them. Errors of opening are
+    /// left to the next [`get`](Self::get).
+    pub fn maintain(&self) {
+        self.0.reap();
+        let _ = self.0.warm_up(self.0.config.min_idle.unwrap_or(0));
+    }
+
+    /// Closes the idle connections of this process. The pool stays usable. For a master that is about to fork and wants
+    /// to have no sockets at all.
+    pub fn disconnect(&self) {
+        self.0.disconnect();
+    }
+
+    /// Closes the pool: idle connections now, lent ones when they come back. [`get`](Self::get) returns an error from
+    /// here on, in this process and in the children forked from it later.
+    pub fn close(&self) {
+        self.0.close();
+    }
+
+    /// [Closes](Self::close) the pool and waits until every connection has come back.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::is_timeout`] when some are still lent then. The pool is closed all the same.
+    pub fn close_timeout(&self, timeout: Duration) -> Result<(), Error> {
+        let begin = Instant::now();
+        self.0.close();
+        self.0
+            .wait_until_empty(Deadline::after(timeout))
+            .map_err(|usage| Error::timeout(begin.elapsed().max(timeout), usage, None))
+    }
+
+    /// What this process's part of the pool looks like at the moment.
+    pub fn state(&self) -> State {
+        let (connections, idle_connections, waiting) = self.0.counts();
+        State { connections, idle_connections, waiting, closed: self.0.is_closed() }
+    }
+
+    /// A handle that does not keep the pool open.
+    pub fn downgrade(&self) -> WeakPool<M> {
+        WeakPool(Arc::downgrade(&self.0))
+    }
+
+    /// The manager that the pool was built with.
+    pub fn manager(&self) -> &M {
+        &self.0.manager
+    }
+
+    /// See [`Builder::max_size`].
+    pub fn max_size(&self) -> u32 {
+        self.0.config.max_size
+    }
+
+    /// See [`Builder::min_idle`].
+    pub fn min_idle(&self) -> Option<u32> {
+        self.0.config.min_idle
+    }
+
+    /// See [`Builder::test_on_check_out`].
+    pub fn test_on_check_out(&self) -> bool {
+        self.0.config.test_on_check_out
+    }
+
+    /// See [`Builder::max_lifetime`].
+    pub fn max_lifetime(&self) -> Option<Duration> {
+        self.0.config.max_lifetime
+    }
+
+    /// See [`Builder::idle_timeout`].
+    pub fn idle_timeout(&self) -> Option<Duration> {
+        self.0.config.idle_timeout
+    }
+
+    /// See [`Builder::connection_timeout`].
+    pub fn connection_timeout(&self) -> Duration {
+        self.0.config.connection_timeout
+    }
+}
+
+impl<M: ManageConnection> Clone for Pool<M> {
+    fn clone(&self) -> Self {
+        self.0.handles.fetch_add(1, Relaxed);
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<M: ManageConnection> Drop for Pool<M> {
+    fn drop(&mut self) {
+        // The lent connections keep `Shared` alive but are not handles: the last of those closes.
+        if self.0.handles.fetch_sub(1, AcqRel) == 1 {
+            self.0.close();
+        }
+    }
+}
+
+impl<M: ManageConnection> fmt::Debug for Pool<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("state", &self.state()).field("config", &self.0.config).finish_non_exhaustive()
+    }
+}
+
+/// A handle that does not keep the pool open. See [`Pool::downgrade`].
+pub struct WeakPool<M: ManageConnection>(Weak<Shared<M>>);
+
+impl<M: ManageConnection> WeakPool<M> {
+    /// The pool, unless its last handle is gone.
+    pub fn upgrade(&self) -> Option<Pool<M>> {
+        let shared = self.0.upgrade()?;
+        let counted = shared.handles.fetch_update(AcqRel, Relaxed, |n| (n > 0).then_some(n + 1));
+        counted.is_ok().then(|| Pool(shared))
+    }
+}
+
+impl<M: ManageConnection> Clone for WeakPool<M> {
+    fn clone(&self) -> Self {
+        Self(Weak::clone(&self.0))
+    }
+}
+
+impl<M: ManageConnection> fmt::Debug for WeakPool<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakPool")
+    }
+}
+
+/// One process's part of a pool, counted without stopping anybody: numbers of the same moment, more or less.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct State {
+    /// Connections that are idle, lent or being opened.
+    pub connections: u32,
+    /// Those of them that are idle.
+    pub idle_connections: u32,
+    /// Threads that wait for one.
+    pub waiting: u32,
+    /// Whether the pool is closed.
+    pub closed: bool,
+}

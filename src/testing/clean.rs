@@ -1,0 +1,98 @@
+//! A process of its own for a test.
+
+use std::any::type_name;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Which test a process was started for.
+const INSIDE: &str = "FORKSAFE_TEST";
+/// Set for a control run: the protection is off, and the test has to fail.
+const CONTROL: &str = "FORKSAFE_CONTROL";
+/// Set to have the test run on the fallback.
+const WITHOUT_PAGE: &str = "FORKSAFE_WITHOUT_PAGE";
+const DEADLINE: Duration = Duration::from_secs(180);
+
+/// Runs the body of a test in a fresh process of the same test program, with only the harness's two threads in it.
+///
+/// Descriptors, limits, signals and child processes belong to a process, and tests of one program share theirs. Call it
+/// from a `#[test]` function, with the whole body as a closure; it runs the program again for that test alone. What the
+/// test leaves behind is ended with it.
+///
+/// With `FORKSAFE_CONTROL` set in the environment the [protection is off](super::unsafe_share) in the body; with
+/// `FORKSAFE_WITHOUT_PAGE` it runs [without the page](super::without_page).
+///
+/// # Panics
+///
+/// When the body panics, with all that it printed; or when it takes longer than three minutes.
+#[track_caller]
+pub fn clean_process<F: FnOnce()>(body: F) {
+    let name = test_of::<F>();
+    if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
+        if std::env::var_os(CONTROL).is_some() {
+            super::unsafe_share();
+        }
+        if std::env::var_os(WITHOUT_PAGE).is_some() {
+            super::without_page();
+        }
+        return body();
+    }
+    let (status, output) = run_again(&name);
+    match status {
+        Some(status) if status.success() => {}
+        Some(status) => panic!("the process of {name} failed ({status}):\n{output}"),
+        None => panic!("the process of {name} took longer than {DEADLINE:?} and was ended:\n{output}"),
+    }
+}
+
+/// A closure in `program::path::to::test` is called `program::path::to::test::{{closure}}`.
+fn test_of<F>() -> String {
+    let name = type_name::<F>();
+    let name = name.split_once("::{{closure}}").map_or(name, |(test, _)| test);
+    name.split_once("::").map_or(name, |(_program, test)| test).to_owned()
+}
+
+fn run_again(name: &str) -> (Option<ExitStatus>, String) {
+    let program = std::env::current_exe().expect("the path of the test program");
+    // A file and not a pipe: a grandchild that lives on would keep a pipe open.
+    let mut output = unnamed_file();
+    let mut command = Command::new(program);
+    command
+        .args([name, "--exact", "--nocapture", "--test-threads=1", "--include-ignored"])
+        .env(INSIDE, name)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().expect("a descriptor"))
+        .stderr(output.try_clone().expect("a descriptor"))
+        .process_group(0);
+    let mut test = command.spawn().expect("starting the test program again");
+    let group = test.id() as libc::pid_t;
+    let until = Instant::now() + DEADLINE;
+    let status = loop {
+        match test.try_wait().expect("waiting for the test") {
+            None if Instant::now() > until => break None,
+            None => thread::sleep(Duration::from_millis(2)),
+            ended => break ended,
+        }
+    };
+    // SAFETY: takes numbers. The group is the one made above; it ends with its last process.
+    unsafe { libc::kill(-group, libc::SIGKILL) };
+    if status.is_none() {
+        let _ = test.wait();
+    }
+    let mut text = String::new();
+    let _ = output.rewind().and_then(|()| output.read_to_string(&mut text));
+    (status, text)
+}
+
+fn unnamed_file() -> File {
+    use std::os::fd::FromRawFd;
+    // SAFETY: a C string; the descriptor is new and ours.
+    unsafe {
+        let fd = libc::memfd_create(c"output of a test".as_ptr(), libc::MFD_CLOEXEC);
+        assert!(fd >= 0, "memfd_create: {}", std::io::Error::last_os_error());
+        File::from_raw_fd(fd)
+    }
+}

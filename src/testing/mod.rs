@@ -1,0 +1,53 @@
+//! A kit that proves that a program survives fork. It is what this crate's own tests are made of.
+//!
+//! - [`child`] runs a closure in a forked child and brings its value back, within a deadline; [`Way`] does so for every
+//!   way of making a child that the machine allows.
+//! - [`Witness`] is a server that knows which process wrote each byte: it reports every connection that carried two.
+//! - [`clean_process`] gives a test a process of its own, because descriptors, limits and signals are a process's.
+//! - [`PrivateRedis`] is a Redis for one test.
+//!
+//! The kit is for tests: where something cannot be set up it panics and says what.
+
+mod child;
+mod clean;
+mod proc;
+mod redis;
+mod way;
+mod witness;
+
+pub use child::{Child, Outcome, child};
+pub use clean::clean_process;
+pub use proc::{descriptors, shared_sockets, socket_of};
+pub use redis::PrivateRedis;
+pub use way::Way;
+pub use witness::{Answer, Seen, Witness, WitnessClient, WitnessManager};
+
+use crate::fork;
+use std::time::Duration;
+
+/// Turns the protection off in every child made from here on: a child then takes itself for its parent, and uses what
+/// it inherited. It cannot be turned on again.
+///
+/// This is the control of an experiment. A test that passes with the protection on proves little until it has been seen
+/// to fail with the protection off.
+pub fn unsafe_share() {
+    fork::control::turn_off();
+}
+
+/// How long the kit waits for what has to come before it calls it a failure: 20 seconds, so that a slow machine is not
+/// taken for a hang; 4 in a control run, where the hang is what is expected.
+pub fn patience() -> Duration {
+    Duration::from_secs(if fork::control::is_off() { 4 } else { 20 })
+}
+
+/// Makes this process and its children tell themselves apart by their pids and the fork handlers alone, as on a kernel
+/// without `MADV_WIPEONFORK`.
+///
+/// # Panics
+///
+/// After the first use of this crate.
+pub fn without_page() {
+    fork::control::refuse_page();
+    fork::generation();
+    assert!(fork::is_fallback(), "forksafe::testing::without_page() must come before the first use of forksafe");
+}

@@ -1,0 +1,125 @@
+//! Row 28: what a program wants done in each child.
+
+use crate::kit::ask;
+use crate::servers::Server;
+use forksafe::Pool;
+use forksafe::fork::{self, PerProcess};
+use forksafe::testing::{self, Way, Witness, clean_process};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+#[test]
+fn hooks_run_once_per_child_in_order_before_the_first_use_is_served() {
+    static RAN: Mutex<Vec<&str>> = Mutex::new(Vec::new());
+    clean_process(|| {
+        let witness = Witness::start();
+        let pool = witness.pool();
+        ask(&pool);
+        fork::on_child(|| RAN.lock().unwrap().push("first"));
+        fork::on_child(|| RAN.lock().unwrap().push("second"));
+        let ran = || RAN.lock().unwrap().clone();
+        assert!(ran().is_empty(), "not in the process that registers them");
+        for way in crate::kit::ways().filter(|way| *way != Way::ReusedPid) {
+            let (before, after, again, nested) = way
+                .child(|| {
+                    let before: Vec<String> = ran().into_iter().map(String::from).collect();
+                    ask(&pool);
+                    let after = ran().len();
+                    fork::enter();
+                    ask(&pool);
+                    let again = ran().len();
+                    let nested = testing::child(|| {
+                        fork::enter();
+                        ran().len()
+                    });
+                    (before, after, again, nested.join())
+                })
+                .join();
+            assert_eq!((before.len(), after, again, nested), (0, 2, 2, 4), "{way}");
+        }
+        let in_order = testing::child(|| {
+            static VALUE: PerProcess<u32> = PerProcess::new(|| 1);
+            assert_eq!(*VALUE, 1);
+            ran() == ["first", "second"]
+        });
+        assert!(in_order.join(), "a PerProcess is a use as well");
+        assert!(ran().is_empty());
+    });
+}
+
+#[test]
+fn a_hook_may_use_the_pool_panic_register_hooks_and_start_threads() {
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    static LATER: AtomicU32 = AtomicU32::new(0);
+    clean_process(|| {
+        let witness = Witness::start();
+        let pool = witness.builder().max_size(2).build(witness.manager()).unwrap();
+        let here = ask(&pool);
+        let (used, threaded) = (pool.clone(), pool.clone());
+        fork::on_child(move || {
+            assert_ne!(ask(&used), here, "served at once inside the hook");
+            RUNS.fetch_add(1, SeqCst);
+        });
+        fork::on_child(|| panic!("a hook on purpose"));
+        fork::on_child(|| {
+            fork::on_child(|| {
+                LATER.fetch_add(1, SeqCst);
+            });
+            RUNS.fetch_add(1, SeqCst);
+        });
+        fork::on_child(move || {
+            let threaded = threaded.clone();
+            let begin = Instant::now();
+            let refused =
+                thread::spawn(move || threaded.get_timeout(Duration::from_millis(200)).map(drop)).join().unwrap();
+            assert!(refused.unwrap_err().is_timeout(), "other threads wait for the hooks, within their deadlines");
+            assert!(begin.elapsed() >= Duration::from_millis(200));
+            RUNS.fetch_add(1, SeqCst);
+        });
+        let (runs, later, nested_later) = testing::child(|| {
+            let other = pool.clone();
+            ask(&pool);
+            thread::spawn(move || ask(&other)).join().unwrap();
+            let nested = testing::child(|| {
+                fork::enter();
+                LATER.load(SeqCst)
+            });
+            (RUNS.load(SeqCst), LATER.load(SeqCst), nested.join())
+        })
+        .join();
+        assert_eq!((runs, later, nested_later), (3, 0, 1));
+        assert_eq!(ask(&pool), here);
+        assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
+/// A thread that comes while the hooks run waits for them, and is then served.
+#[test]
+fn other_threads_are_served_when_the_hooks_are_through() {
+    static STARTED: AtomicU32 = AtomicU32::new(0);
+    static THROUGH: AtomicU32 = AtomicU32::new(0);
+    clean_process(|| {
+        let witness = Witness::start();
+        let pool: &'static Pool<_> = Box::leak(Box::new(witness.pool()));
+        fork::on_child(|| {
+            STARTED.store(1, SeqCst);
+            let begin = Instant::now();
+            while begin.elapsed() < Duration::from_millis(100) {
+                thread::yield_now();
+            }
+            THROUGH.store(1, SeqCst);
+        });
+        testing::child(|| {
+            let runner = thread::spawn(fork::enter);
+            while STARTED.load(SeqCst) == 0 {
+                thread::yield_now();
+            }
+            ask(pool);
+            assert_eq!(THROUGH.load(SeqCst), 1);
+            runner.join().unwrap();
+        })
+        .join();
+    });
+}

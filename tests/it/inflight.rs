@@ -1,0 +1,236 @@
+//! Row 6: the fork comes while another thread is in the middle of something.
+
+use crate::kit::{Door, ask};
+use forksafe::fork::Descriptors;
+use forksafe::testing::{self, Witness, WitnessClient, WitnessManager, clean_process};
+use forksafe::{ManageConnection, Pool};
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// Where a manager stops, once, until it is let go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Connect,
+    Validate,
+    Return,
+    Close,
+}
+
+struct StopsOnce {
+    inner: WitnessManager,
+    stop: Mutex<Option<Stage>>,
+    stopped: Door,
+    go_on: Door,
+    connects: AtomicU32,
+}
+
+struct Client {
+    inner: WitnessClient,
+    manager: Arc<StopsOnce>,
+}
+
+impl StopsOnce {
+    fn pass(&self, stage: Stage) {
+        let stops = self.stop.lock().unwrap().take_if(|stop| *stop == stage).is_some();
+        if stops {
+            self.stopped.open();
+            self.go_on.pass();
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.manager.pass(Stage::Close);
+    }
+}
+
+struct Manager(Arc<StopsOnce>);
+
+impl ManageConnection for Manager {
+    type Connection = Client;
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<Client> {
+        self.0.connects.fetch_add(1, SeqCst);
+        let inner = self.0.inner.connect()?;
+        self.0.pass(Stage::Connect);
+        Ok(Client { inner, manager: Arc::clone(&self.0) })
+    }
+    fn is_valid(&self, conn: &mut Client) -> io::Result<()> {
+        self.0.pass(Stage::Validate);
+        self.0.inner.is_valid(&mut conn.inner)
+    }
+    fn has_broken(&self, conn: &mut Client) -> bool {
+        self.0.pass(Stage::Return);
+        self.0.inner.has_broken(&mut conn.inner)
+    }
+    fn descriptors(&self, conn: &Client) -> Descriptors {
+        self.0.inner.descriptors(&conn.inner)
+    }
+}
+
+fn stops_at(witness: &Witness, stage: Stage) -> Arc<StopsOnce> {
+    Arc::new(StopsOnce {
+        inner: witness.manager(),
+        stop: Mutex::new(Some(stage)),
+        stopped: Door::new(),
+        go_on: Door::new(),
+        connects: AtomicU32::new(0),
+    })
+}
+
+/// A pool whose one slot the other thread has at the fork.
+fn single(manager: &Arc<StopsOnce>) -> Pool<Manager> {
+    let builder = Pool::builder().max_size(1).connection_timeout(testing::patience() / 2);
+    builder.build(Manager(Arc::clone(manager))).unwrap()
+}
+
+fn session(pool: &Pool<Manager>) -> u64 {
+    pool.get().unwrap().inner.ask("who am I to you").unwrap().connection
+}
+
+/// Another thread runs `deed` and is stopped in the middle of it; then this one forks, and the child uses the pool.
+/// Returns the child's session.
+fn fork_during(pool: &Pool<Manager>, manager: &StopsOnce, deed: impl FnOnce() + Send) -> u64 {
+    thread::scope(|scope| {
+        let busy = scope.spawn(deed);
+        manager.stopped.pass();
+        let child = testing::child(|| session(pool)).outcome();
+        // First of all, or the other thread would be waited for in vain when the child has failed.
+        manager.go_on.open();
+        busy.join().unwrap();
+        match child {
+            testing::Outcome::Returned(session) => session,
+            other => panic!("the child: {other:?}"),
+        }
+    })
+}
+
+/// The connect is noticed to have overlapped the fork, and done again: the child may hold a copy of the first socket
+/// that its memory does not name.
+#[test]
+fn a_connect_that_overlaps_a_fork_is_done_again() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let manager = stops_at(&witness, Stage::Connect);
+        let pool = Pool::new(Manager(Arc::clone(&manager))).unwrap();
+        let child = fork_during(&pool, &manager, || drop(pool.get().unwrap()));
+        assert_eq!(manager.connects.load(SeqCst), 2, "once overlapped, once not; the child's own do not count here");
+        let here = session(&pool);
+        assert_ne!(child, here);
+        assert_eq!(pool.state().connections, 1);
+        witness.wait_until("all but ours have ended", |seen| {
+            seen.iter().filter(|(_, seen)| !seen.ended).map(|(id, _)| *id).eq([here])
+        });
+        assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
+/// The child of a fork in the middle of a connect lives on: the overlapped socket is dead at the server all the same.
+#[test]
+fn an_overlapped_socket_is_dead_although_a_child_still_holds_it() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let manager = stops_at(&witness, Stage::Connect);
+        let pool = Pool::new(Manager(Arc::clone(&manager))).unwrap();
+        let leave = Door::new();
+        thread::scope(|scope| {
+            let busy = scope.spawn(|| drop(pool.get().unwrap()));
+            manager.stopped.pass();
+            let child = testing::child(|| leave.pass());
+            manager.go_on.open();
+            busy.join().unwrap();
+            let here = session(&pool);
+            witness.wait_until("the overlapped connection has ended", |seen| {
+                seen.iter().all(|(id, seen)| seen.ended || *id == here)
+            });
+            leave.open();
+            child.join();
+        });
+    });
+}
+
+#[test]
+fn a_fork_during_validation_harms_nobody() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let manager = stops_at(&witness, Stage::Validate);
+        let pool = single(&manager);
+        let here = session(&pool);
+        let child = fork_during(&pool, &manager, || assert_eq!(session(&pool), here));
+        assert_ne!(child, here);
+        assert_eq!(session(&pool), here);
+        assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_fork_during_a_return_harms_nobody() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let manager = stops_at(&witness, Stage::Return);
+        let pool = single(&manager);
+        let guard = pool.get().unwrap();
+        let child = fork_during(&pool, &manager, || drop(guard));
+        assert_ne!(child, session(&pool));
+        assert_eq!(manager.connects.load(SeqCst), 1);
+        assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
+/// Reaping, `disconnect`, `close` and the drop of a pool end in the drop of a client; here the fork comes right there.
+#[test]
+fn a_fork_during_a_close_leaves_no_child_with_the_socket() {
+    clean_process(|| {
+        for how in ["disconnect", "close", "discard", "drop of the pool"] {
+            let witness = Witness::start();
+            let manager = stops_at(&witness, Stage::Close);
+            let pool = Pool::new(Manager(Arc::clone(&manager))).unwrap();
+            let here = session(&pool);
+            let leave = Door::new();
+            thread::scope(|scope| {
+                let busy = scope.spawn(move || match how {
+                    "disconnect" => pool.disconnect(),
+                    "close" => pool.close(),
+                    "discard" => forksafe::PooledConnection::discard(pool.get().unwrap()),
+                    _ => drop(pool),
+                });
+                manager.stopped.pass();
+                let child = testing::child(|| leave.pass());
+                manager.go_on.open();
+                busy.join().unwrap();
+                witness.wait_until("the closed connection has ended", |seen| seen[&here].ended);
+                leave.open();
+                child.join();
+            });
+            assert_eq!(witness.connections()[&here].goodbye.is_some(), true, "{how}: a polite end");
+            assert_eq!(witness.violations(), Vec::<String>::new());
+        }
+    });
+}
+
+/// A pool that is being built with `min_idle` while another thread forks.
+#[test]
+fn a_fork_during_a_build_harms_nobody() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let manager = stops_at(&witness, Stage::Connect);
+        let other = Pool::new(witness.manager()).unwrap();
+        let before = ask(&other);
+        thread::scope(|scope| {
+            let built = scope
+                .spawn(|| Pool::builder().max_size(3).min_idle(Some(2)).build(Manager(Arc::clone(&manager))).unwrap());
+            manager.stopped.pass();
+            let child = testing::child(|| ask(&other)).outcome();
+            manager.go_on.open();
+            let built = built.join().unwrap();
+            assert!(matches!(child, testing::Outcome::Returned(child) if child != before), "{child:?}");
+            assert_eq!(built.state().idle_connections, 2);
+            assert_eq!(manager.connects.load(SeqCst), 3, "the overlapped one was done again");
+        });
+        assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}

@@ -1,0 +1,100 @@
+//! What several tests need.
+
+use forksafe::Pool;
+use forksafe::testing::{Way, WitnessManager};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A door between processes: whoever comes to it waits until somebody opens it for one.
+pub(crate) struct Door(OwnedFd, OwnedFd);
+
+impl Door {
+    pub(crate) fn new() -> Self {
+        let mut ends = [-1; 2];
+        // SAFETY: room for two descriptors, which are then ours.
+        unsafe {
+            assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0);
+            Self(OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
+        }
+    }
+
+    pub(crate) fn open(&self) {
+        // SAFETY: one byte of a static.
+        assert_eq!(unsafe { libc::write(self.1.as_raw_fd(), b"x".as_ptr().cast(), 1) }, 1);
+    }
+
+    pub(crate) fn pass(&self) {
+        let mut byte = 0_u8;
+        // SAFETY: one byte of ours.
+        assert_eq!(unsafe { libc::read(self.0.as_raw_fd(), (&raw mut byte).cast(), 1) }, 1);
+    }
+}
+
+/// Tells the other threads of a scope to end, also when this one panics: the scope waits for them.
+pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// The ways that this machine permits; says which it does not.
+pub(crate) fn ways() -> impl Iterator<Item = Way> {
+    Way::ALL.iter().copied().filter(|way| match way.available() {
+        Ok(()) => true,
+        Err(why) => {
+            println!("NOT RUN: {why}");
+            false
+        }
+    })
+}
+
+pub(crate) fn is_alive(pid: u32) -> bool {
+    // SAFETY: takes numbers.
+    unsafe { libc::kill(pid as i32, 0) == 0 }
+}
+
+pub(crate) fn kill(pid: u32, signal: i32) {
+    // SAFETY: takes numbers.
+    assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0, "kill: {}", io::Error::last_os_error());
+}
+
+/// A bare fork: returns twice. The child must leave by [`leave`].
+pub(crate) fn fork() -> Option<i32> {
+    // SAFETY: the tests of this program are about what a child may do.
+    match unsafe { libc::fork() } {
+        0 => None,
+        child if child > 0 => Some(child),
+        _ => panic!("fork: {}", io::Error::last_os_error()),
+    }
+}
+
+/// Ends a child of [`fork`]: 0 if `body` did not panic.
+pub(crate) fn leave(body: impl FnOnce()) -> ! {
+    let ok = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_ok();
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(i32::from(!ok)) }
+}
+
+/// How a child of [`fork`] ended.
+#[track_caller]
+pub(crate) fn exit_code(child: i32) -> i32 {
+    let until = std::time::Instant::now() + forksafe::testing::patience();
+    let mut status = 0;
+    // SAFETY: `status` is ours.
+    while unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) } == 0 {
+        if std::time::Instant::now() > until {
+            kill(child as u32, libc::SIGKILL);
+            panic!("child {child} hung");
+        }
+        std::thread::yield_now();
+    }
+    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) }
+}
+
+/// The connection's number at the witness, and that the answer is to the question.
+pub(crate) fn ask(pool: &Pool<WitnessManager>) -> u64 {
+    pool.get().unwrap().ask("who am I to you").unwrap().connection
+}

@@ -1,0 +1,263 @@
+//! Bad input, dead servers, full tables: each a clear error in time, and the pool usable afterwards. Row 24 and 25.
+
+use crate::kit::ask;
+use crate::servers::Server;
+use forksafe::testing::{self, PrivateRedis, Witness, clean_process};
+use forksafe::{Error, Pool};
+use std::collections::BTreeSet;
+use std::error::Error as _;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread;
+use std::time::{Duration, Instant};
+
+fn redis_pool(url: &str) -> Pool<redis::Client> {
+    Pool::new(redis::Client::open(url).unwrap()).unwrap()
+}
+
+/// The error of a get within `timeout`; generous, but far from the next thing that could end it.
+#[track_caller]
+fn fails_within(pool: &Pool<redis::Client>, timeout: Duration) -> Error {
+    let begin = Instant::now();
+    let error = pool.get_timeout(timeout).unwrap_err();
+    let took = begin.elapsed();
+    assert!(took < timeout + Duration::from_secs(2), "{took:?} for a timeout of {timeout:?}: {error}");
+    error
+}
+
+fn open_descriptors() -> BTreeSet<i32> {
+    testing::descriptors(std::process::id()).into_keys().collect()
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused() {
+    let client = || redis::Client::open("redis://127.0.0.1/").unwrap();
+    let refused = |builder: forksafe::Builder<redis::Client>| {
+        let error = builder.build(client()).unwrap_err();
+        assert!(error.is_config());
+        error.to_string()
+    };
+    let builder = || Pool::<redis::Client>::builder();
+    assert!(refused(builder().max_size(0)).contains("max_size is 0"));
+    assert!(refused(builder().max_size(u32::MAX)).contains("more than 65536"));
+    assert!(
+        refused(builder().max_size(2).min_idle(Some(3))).contains("min_idle is 3, which is more than max_size (2)")
+    );
+    assert!(refused(builder().max_lifetime(Some(Duration::ZERO))).contains("max_lifetime is 0"));
+    assert!(refused(builder().idle_timeout(Some(Duration::ZERO))).contains("idle_timeout is 0"));
+    let panics = std::panic::catch_unwind(|| builder().max_size(0).build_unchecked(client()));
+    assert!(panics.is_err());
+    let enormous = builder().max_lifetime(Some(Duration::MAX)).idle_timeout(Some(Duration::MAX));
+    enormous.connection_timeout(Duration::MAX).build(client()).unwrap();
+    assert!(redis::Client::open("not a url").is_err());
+}
+
+#[test]
+fn an_enormous_timeout_works_and_a_zero_one_only_lends_what_is_idle() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let pool = Pool::builder().connection_timeout(Duration::MAX).build(redis.manager()).unwrap();
+        assert!(pool.get_timeout(Duration::ZERO).unwrap_err().is_timeout(), "nothing is idle");
+        let session = PrivateRedis::session(&pool);
+        let mut idle = pool.get_timeout(Duration::ZERO).unwrap();
+        assert_eq!(PrivateRedis::ask(&mut idle), session);
+    });
+}
+
+#[test]
+fn a_wrong_password_is_told_at_once_and_leaves_nothing() {
+    clean_process(|| {
+        let redis = PrivateRedis::start_with(&["--requirepass", "secret"]);
+        let admin = redis_pool(&format!("redis://:secret@{}/", redis.address()));
+        let before = (open_descriptors(), ());
+        for url in [
+            format!("redis://:wrong@{}/", redis.address()),
+            format!("redis://somebody:wrong@{}/", redis.address()),
+            format!("redis://:wrong@{}/3", redis.address()),
+            format!("redis://:wrong@{}/?protocol=resp3", redis.address()),
+            format!("redis://{}/3", redis.address()),
+        ] {
+            let pool = redis_pool(&url);
+            for _ in 0..3 {
+                let error = fails_within(&pool, Duration::from_secs(10));
+                assert!(error.is_connect(), "{url}: {error}");
+                let source = error.source().unwrap().to_string();
+                assert!(
+                    ["WRONGPASS", "invalid username-password", "NOAUTH", "Authentication required", "uthentication"]
+                        .iter()
+                        .any(|word| source.contains(word)),
+                    "{url}: {source}"
+                );
+            }
+            assert_eq!(pool.state().connections, 0);
+        }
+        assert_eq!(open_descriptors(), before.0, "descriptors");
+        let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut *admin.get().unwrap()).unwrap();
+        assert_eq!(list.lines().count(), 1, "sessions: {list}");
+    });
+}
+
+#[test]
+fn a_refused_port_and_an_unknown_host_are_told_with_their_source() {
+    clean_process(|| {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let refused = redis_pool(&format!("redis://{free}/"));
+        let error = fails_within(&refused, Duration::from_secs(5));
+        assert!(error.is_connect() && error.to_string().to_lowercase().contains("refused"), "{error}");
+        let unknown = redis_pool("redis://no-such-host.invalid/");
+        let error = unknown.get().unwrap_err();
+        assert!(error.is_connect() && error.source().is_some(), "{error}");
+        assert_eq!(unknown.state().connections, 0);
+    });
+}
+
+/// Row 24: the server is away between the fork and the first use, and comes back.
+#[test]
+fn a_server_that_is_away_at_first_is_an_error_in_time_and_then_works() {
+    clean_process(|| {
+        let mut redis = PrivateRedis::start_with(&["--maxclients", "100"]);
+        let pool = redis_pool(redis.url());
+        PrivateRedis::session(&pool);
+        redis.kill();
+        let away = testing::child(|| {
+            let error = fails_within(&pool, Duration::from_secs(5));
+            assert!(error.is_connect(), "{error}");
+            assert_eq!(pool.state().connections, 0);
+            redis.restart();
+            PrivateRedis::session(&pool)
+        });
+        assert!(away.join() > 0);
+        let error = fails_within(&pool, Duration::from_secs(5));
+        assert!(error.is_connect(), "the parent's idle connection is found dead, and no other is to be had: {error}");
+    });
+}
+
+/// Accepts, and then each connection is `serve`d on a thread of its own.
+fn server(serve: impl Fn(std::net::TcpStream) + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = std::sync::Arc::new(serve);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, serve) = (stream.unwrap(), std::sync::Arc::clone(&serve));
+            thread::spawn(move || serve(stream));
+        }
+    });
+    address.to_string()
+}
+
+/// Reads, never writes.
+fn silent() -> String {
+    server(|mut stream| while stream.read(&mut [0; 1024]).is_ok_and(|n| n > 0) {})
+}
+
+/// A byte of the reply every 100 ms, for ever.
+fn dripping(reply: &'static [u8]) -> String {
+    server(move |mut stream| {
+        let _ = stream.read(&mut [0; 1024]);
+        for byte in reply.iter().chain(std::iter::repeat(&b'a')) {
+            if stream.write_all(&[*byte]).is_err() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    })
+}
+
+/// Row 25, in the parent and in a child.
+#[test]
+fn a_silent_server_is_given_up_in_time() {
+    clean_process(|| {
+        let address = silent();
+        let timeout = Duration::from_millis(500);
+        for url in [
+            format!("redis://{address}/"),
+            format!("redis://:password@{address}/"),
+            format!("redis://:password@{address}/7"),
+            format!("redis://user:password@{address}/7?protocol=resp3"),
+        ] {
+            let pool = redis_pool(&url);
+            let before = open_descriptors();
+            let error = fails_within(&pool, timeout);
+            assert!(error.is_connect(), "{url}: {error}");
+            assert_eq!(pool.state().connections, 0);
+            assert!(open_descriptors().len() <= before.len() + 1, "the server's side of it may still be open");
+            testing::child(|| {
+                fails_within(&pool, timeout);
+            })
+            .join();
+        }
+    });
+}
+
+#[test]
+fn a_dripping_server_is_given_up_in_time() {
+    clean_process(|| {
+        for (reply, url) in [(&b"+OK"[..], "redis://"), (b"-ERR a very long story", "redis://:password@")] {
+            let address = dripping(reply);
+            let pool = redis_pool(&format!("{url}{address}/"));
+            let error = fails_within(&pool, Duration::from_millis(500));
+            assert!(error.is_connect(), "{error}");
+        }
+    });
+}
+
+/// A server that behaves until it has to prove that it is alive.
+#[test]
+fn a_connection_that_drips_or_falls_silent_fails_its_test_in_time() {
+    clean_process(|| {
+        for drips in [false, true] {
+            let address = server(move |mut stream| {
+                let mut asked = [0; 1024];
+                let _ = stream.read(&mut asked);
+                let _ = stream.write_all(b"+OK\r\n");
+                let _ = stream.read(&mut asked);
+                while drips && stream.write_all(b"$").is_ok() {
+                    thread::sleep(Duration::from_millis(100));
+                }
+                while stream.read(&mut asked).is_ok_and(|n| n > 0) {}
+            });
+            let pool = redis_pool(&format!("redis://{address}/"));
+            drop(pool.get().unwrap());
+            let error = fails_within(&pool, Duration::from_millis(500));
+            assert!(error.is_timeout(), "{error}");
+            assert!(error.to_string().contains("last error"), "and what was wrong is said: {error}");
+            assert!(error.source().is_some());
+        }
+    });
+}
+
+/// Row 22: the table is full while connecting, in the parent and in a child.
+#[test]
+fn a_full_descriptor_table_is_an_error_and_not_a_leak() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let redis = PrivateRedis::start();
+        let (pool, other) = (redis.pool(), witness.pool());
+        let session = PrivateRedis::session(&pool);
+        let full = |pool: &Pool<redis::Client>| {
+            let before = open_descriptors();
+            let mut fill = Vec::new();
+            while let Ok(more) = File::open("/dev/null") {
+                fill.push(more);
+            }
+            let error = fails_within(pool, Duration::from_secs(5));
+            // Room for the socket, but not for finding it.
+            fill.pop();
+            let second = fails_within(pool, Duration::from_secs(5));
+            drop(fill);
+            assert!(error.is_connect() && error.source().is_some(), "{error}");
+            assert!(second.is_connect() || second.is_unprotected(), "{second}");
+            assert_eq!(open_descriptors(), before);
+            PrivateRedis::session(pool)
+        };
+        let fresh = redis.pool();
+        full(&fresh);
+        let child = testing::child(|| full(&pool));
+        assert_ne!(child.join(), session);
+        assert_eq!(PrivateRedis::session(&pool), session);
+        ask(&other);
+        witness.judge();
+    });
+}

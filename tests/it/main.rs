@@ -1,0 +1,22 @@
+//! One program for all scenarios; `tests/README.md` says which test shows which.
+//!
+//! Every test runs in a process of its own and every child has a deadline. What differs between the servers is behind
+//! [`servers::Server`]; a scenario is written once and run against each.
+
+mod callbacks;
+mod churn;
+mod control;
+mod ends;
+mod exec;
+mod hooks;
+mod idle;
+mod inflight;
+mod kit;
+mod lent;
+mod limits;
+mod per_process;
+mod pool;
+mod redis_driver;
+mod registry;
+mod servers;
+mod storm;

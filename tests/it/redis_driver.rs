@@ -1,0 +1,190 @@
+//! What is particular to the Redis driver.
+
+use crate::kit::StopOnDrop;
+use crate::servers::Server;
+use forksafe::testing::{self, PrivateRedis, clean_process};
+use forksafe::{Deadline, ManageConnection, Pool, PooledConnection};
+use redis::Commands;
+use std::collections::BTreeSet;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+#[test]
+fn every_kind_of_url_works_and_is_protected() {
+    clean_process(|| {
+        let redis = PrivateRedis::start_with(&["--requirepass", "secret"]);
+        let (address, unix) = (redis.address(), redis.unix_url().unwrap());
+        let port = address.rsplit(':').next().unwrap();
+        for url in [
+            format!("redis://:secret@{address}/"),
+            format!("redis://default:secret@{address}/"),
+            format!("redis://:secret@{address}/5"),
+            format!("redis://:secret@{address}/?protocol=resp3"),
+            format!("redis://:secret@{address}/5?protocol=resp3"),
+            format!("redis://:secret@localhost:{port}/"),
+            format!("{unix}?pass=secret"),
+            format!("{unix}?pass=secret&db=5"),
+        ] {
+            let pool = Pool::new(redis::Client::open(url.as_str()).unwrap()).unwrap();
+            let mut conn = pool.get().unwrap_or_else(|error| panic!("{url}: {error}"));
+            let session = PrivateRedis::ask(&mut conn);
+            let info: String = redis::cmd("CLIENT").arg("INFO").query(&mut *conn).unwrap();
+            let db = if url.contains('5') && (url.contains("/5") || url.contains("db=5")) { 5 } else { 0 };
+            assert!(info.contains(&format!(" db={db} ")), "{url}: {info}");
+            assert_eq!(redis::ConnectionLike::get_db(&*conn), db, "{url}");
+            let mut held = Some(conn);
+            let child = testing::child(|| {
+                drop(held.take());
+                PrivateRedis::session(&pool)
+            });
+            assert_ne!(child.join(), session, "{url}");
+            assert_eq!(PrivateRedis::ask(held.as_mut().unwrap()), session, "{url}");
+        }
+    });
+}
+
+/// The socket is found among others that come and go, by threads that connect at the same time.
+#[test]
+fn the_socket_is_found_exactly() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let address = redis.address().to_owned();
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let _stop = StopOnDrop(&stop);
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(SeqCst) {
+                        let noise = (TcpStream::connect(&address), std::fs::File::open("/dev/null"));
+                        drop(noise);
+                    }
+                });
+            }
+            let connecting: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| {
+                        for _ in 0..250 {
+                            let pool = redis.pool();
+                            let mut conn = pool.get().unwrap();
+                            let info: String = redis::cmd("CLIENT").arg("INFO").query(&mut *conn).unwrap();
+                            let client = info.split("addr=").nth(1).unwrap().split(' ').next().unwrap();
+                            assert!(client.starts_with("127.0.0.1:"), "{info}");
+                            PooledConnection::discard(conn);
+                        }
+                    })
+                })
+                .collect();
+            for thread in connecting {
+                thread.join().unwrap();
+            }
+        });
+    });
+}
+
+/// What is registered is the very socket that the server sees: the child, told by `/proc`, shares none of them.
+#[test]
+fn no_socket_of_the_parent_is_in_the_child() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let pool = redis.pool_of(3);
+        let held = [pool.get().unwrap(), pool.get().unwrap()];
+        drop(pool.get().unwrap());
+        let sockets = |_: ()| {
+            let all = testing::descriptors(std::process::id()).into_values();
+            all.filter(|name| name.starts_with("socket:")).collect::<BTreeSet<_>>()
+        };
+        let here = sockets(());
+        assert_eq!(here.len(), 3);
+        let there = testing::child(|| sockets(())).join();
+        assert!(here.is_disjoint(&there), "{here:?} and {there:?}");
+        drop(held);
+    });
+}
+
+#[test]
+fn a_connection_out_of_step_fails_its_test() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let client = redis.manager();
+        let pool = redis.pool_of(1);
+        let session = PrivateRedis::session(&pool);
+        let mut conn = pool.get().unwrap();
+        client.is_valid(&mut conn).unwrap();
+        // A question whose answer nobody reads.
+        conn.send_packed_command(&redis::cmd("ECHO").arg("left behind").get_packed_command()).unwrap();
+        let error = client.is_valid(&mut conn).unwrap_err();
+        assert!(error.to_string().contains("out of step"), "{error}");
+        conn.send_packed_command(&redis::cmd("PING").get_packed_command()).unwrap();
+        drop(conn);
+        assert_ne!(PrivateRedis::session(&pool), session, "closed and replaced");
+    });
+}
+
+#[test]
+fn a_test_leaves_the_users_timeouts_alone() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let client = redis.manager();
+        let pool = redis.pool_of(1);
+        let conn = pool.get().unwrap();
+        conn.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        drop(conn);
+        let mut conn = pool.get().unwrap();
+        let blocked = redis::cmd("BLPOP").arg("nothing").arg(5).query::<Option<String>>(&mut *conn);
+        assert!(blocked.unwrap_err().is_timeout());
+        conn.set_read_timeout(None).unwrap();
+        client.is_valid_within(&mut conn, Deadline::after(Duration::from_secs(5))).unwrap();
+        let waited = redis::cmd("BLPOP").arg("nothing").arg(1).query::<Option<String>>(&mut *conn);
+        assert_eq!(waited.unwrap(), None, "no timeout is left behind");
+    });
+}
+
+/// Rows 3 and 17: a subscription held across the fork goes on in the parent, whatever the child does with it.
+#[test]
+fn a_subscription_survives_its_copy_in_a_child() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let pool = redis.pool();
+        let mut held = pool.get().unwrap();
+        let mut subscribed = held.as_pubsub();
+        subscribed.subscribe("news").unwrap();
+        let mut subscribed = Some(subscribed);
+        for deed in ["drop", "read", "exit"] {
+            testing::child(|| {
+                let mut subscribed = subscribed.take().unwrap();
+                match deed {
+                    "drop" => drop(subscribed),
+                    "read" => assert!(subscribed.get_message().is_err()),
+                    // SAFETY: ends the process.
+                    _ => drop(subscribed.unsubscribe("news")),
+                }
+            })
+            .join();
+            let told: i64 = pool.get().unwrap().publish("news", deed).unwrap();
+            assert_eq!(told, 1, "after {deed}");
+            let message = subscribed.as_mut().unwrap().get_message().unwrap();
+            assert_eq!(message.get_payload::<String>().unwrap(), deed);
+        }
+    });
+}
+
+#[test]
+fn a_connection_that_the_server_closed_is_replaced() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let pool = redis.pool_of(1);
+        let session = PrivateRedis::session(&pool);
+        let mut admin = redis.manager().get_connection().unwrap();
+        let killed: i64 = redis::cmd("CLIENT").arg("KILL").arg("ID").arg(session).query(&mut admin).unwrap();
+        assert_eq!(killed, 1);
+        assert_ne!(PrivateRedis::session(&pool), session);
+        // Without the test it is lent, fails its user, and is not lent again.
+        let untested = Pool::builder().max_size(1).test_on_check_out(false).build(redis.manager()).unwrap();
+        let session = PrivateRedis::session(&untested);
+        let _: i64 = redis::cmd("CLIENT").arg("KILL").arg("ID").arg(session).query(&mut admin).unwrap();
+        assert!(untested.get().unwrap().get::<_, Option<String>>("key").is_err());
+        assert_ne!(PrivateRedis::session(&untested), session);
+    });
+}
