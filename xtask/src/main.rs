@@ -1,0 +1,69 @@
+//! The chores of this repository. `cargo xtask test` is all that a newcomer needs.
+
+mod needs;
+mod redis;
+mod steps;
+mod test;
+mod verify;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::path::Path;
+use std::process::ExitCode;
+use steps::Steps;
+use xshell::{Shell, cmd};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Runs all tests, checks each feature alone, tests both TLS libraries, and drives the example
+    Test {
+        /// Install what is missing (Debian's packages, as root)
+        #[arg(long)]
+        install: bool,
+    },
+    /// Formatting, lints and documentation
+    Ci,
+    /// Looks for what tests do not see
+    Verify {
+        /// With this one only
+        with: Option<verify::Tool>,
+        /// For valgrind: the tests to run, by parts of their names
+        #[arg(long, value_name = "NAME", num_args = 1.., default_values = verify::UNDER_VALGRIND)]
+        tests: Vec<String>,
+    },
+}
+
+/// Prints the error and nothing else, where a returned one might come with a backtrace.
+fn main() -> ExitCode {
+    match run(Arguments::parse().chore) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\n{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(chore: Chore) -> Result<()> {
+    let sh = Shell::new()?;
+    sh.change_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    let mut steps = Steps::default();
+    match chore {
+        Chore::Test { install } => test::run(&sh, &mut steps, install),
+        Chore::Ci => ci(&sh, &mut steps),
+        Chore::Verify { with, tests } => verify::run(&sh, &mut steps, with, &tests),
+    }
+}
+
+fn ci(sh: &Shell, steps: &mut Steps) -> Result<()> {
+    steps.run(cmd!(sh, "cargo fmt --all --check"))?;
+    steps.run(cmd!(sh, "cargo clippy --workspace --all-targets --all-features -- -D warnings"))?;
+    steps.run(cmd!(sh, "env RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --all-features"))
+}

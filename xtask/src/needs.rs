@@ -1,0 +1,128 @@
+//! What the tests need on the machine, and how to get it. A test is never skipped for want of it.
+
+use crate::steps::Steps;
+use anyhow::{Result, bail, ensure};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use xshell::{Shell, cmd};
+
+struct Need {
+    what: &'static str,
+    debian_package: &'static str,
+    /// The address of a server that somebody else runs, instead of one of our own.
+    instead: Option<&'static str>,
+    is_there: fn(&Shell) -> bool,
+}
+
+const NEEDS: [Need; 4] = [
+    Need {
+        what: "redis-server",
+        debian_package: "redis-server",
+        instead: Some("REDIS_URL"),
+        is_there: |sh| program(sh, "redis-server").is_some(),
+    },
+    Need {
+        what: "a PostgreSQL server",
+        debian_package: "postgresql",
+        instead: Some("DATABASE_URL"),
+        is_there: |sh| program(sh, "postgres").is_some() || has_debians_postgres(sh),
+    },
+    Need {
+        what: "pkg-config (for native-tls)",
+        debian_package: "pkg-config",
+        instead: None,
+        is_there: |sh| program(sh, "pkg-config").is_some(),
+    },
+    Need {
+        what: "OpenSSL's headers (for native-tls)",
+        debian_package: "libssl-dev",
+        instead: None,
+        is_there: |sh| cmd!(sh, "pkg-config --exists openssl").quiet().ignore_stderr().run().is_ok(),
+    },
+];
+
+/// Sees to it that everything is there.
+pub fn provide(sh: &Shell, steps: &mut Steps, install: bool) -> Result<()> {
+    let missing = missing(sh);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let is_root = cmd!(sh, "id -u").quiet().read()? == "0";
+    if !(install && is_root) {
+        bail!("{}", advice(&missing));
+    }
+    apt_get_install(sh, steps, &missing)?;
+    let missing = self::missing(sh);
+    ensure!(missing.is_empty(), "even after the installation, {}", advice(&missing));
+    Ok(())
+}
+
+fn missing(sh: &Shell) -> Vec<&'static Need> {
+    let given = |need: &Need| need.instead.is_some_and(|variable| sh.var_os(variable).is_some());
+    NEEDS.iter().filter(|need| !given(need) && !(need.is_there)(sh)).collect()
+}
+
+fn advice(missing: &[&Need]) -> String {
+    let mut advice = String::from("the tests need what is not there:\n");
+    for Need { what, debian_package, instead, .. } in missing {
+        advice += &format!("  - {what}: Debian's package {debian_package}");
+        advice += &instead.map(|variable| format!(", or set {variable}")).unwrap_or_default();
+        advice += "\n";
+    }
+    advice + "As root, `cargo xtask test --install` installs all of it on Debian and its kin."
+}
+
+fn apt_get_install(sh: &Shell, steps: &mut Steps, missing: &[&Need]) -> Result<()> {
+    let packages = missing.iter().map(|need| need.debian_package);
+    let _no_services = NoServices::begin()?;
+    steps.run(cmd!(sh, "apt-get update"))?;
+    let quietly = "DEBIAN_FRONTEND=noninteractive";
+    steps.run(cmd!(sh, "env {quietly} apt-get install -y --no-install-recommends {packages...}"))
+}
+
+/// While this lives, the packages' scripts start no servers: the tests start their own.
+struct NoServices {
+    /// Unless the machine had a policy of its own.
+    policy: Option<&'static Path>,
+}
+
+impl NoServices {
+    fn begin() -> Result<Self> {
+        let path = Path::new("/usr/sbin/policy-rc.d");
+        match File::create_new(path) {
+            Ok(mut file) => {
+                let policy = Self { policy: Some(path) };
+                // 101: the action is forbidden.
+                file.write_all(b"#!/bin/sh\nexit 101\n")?;
+                file.set_permissions(fs::Permissions::from_mode(0o755))?;
+                Ok(policy)
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Self { policy: None }),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(path) = self.policy
+            && let Err(error) = fs::remove_file(path)
+        {
+            eprintln!("{} stays behind, remove it: {error}", path.display());
+        }
+    }
+}
+
+/// Where `PATH` has a program.
+pub fn program(sh: &Shell, name: &str) -> Option<PathBuf> {
+    let path = sh.var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// Debian keeps it off the `PATH`, in a folder for each version.
+fn has_debians_postgres(sh: &Shell) -> bool {
+    let versions = sh.read_dir("/usr/lib/postgresql").unwrap_or_default();
+    versions.iter().any(|version| version.join("bin/postgres").is_file())
+}

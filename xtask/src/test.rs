@@ -1,0 +1,49 @@
+//! `cargo xtask test`.
+
+use crate::needs;
+use crate::redis::Redis;
+use crate::steps::Steps;
+use anyhow::{Context, Result};
+use cargo_metadata::MetadataCommand;
+use xshell::{Shell, cmd};
+
+pub fn run(sh: &Shell, steps: &mut Steps, install: bool) -> Result<()> {
+    needs::provide(sh, steps, install)?;
+    steps.run(cmd!(sh, "cargo test --all-features"))?;
+    each_feature_alone(sh, steps)?;
+    // One at a time: the driver prefers rustls when it has both.
+    for tls in ["rustls", "native-tls"] {
+        steps.run(cmd!(sh, "cargo test --package forksafe-tls-tests --no-default-features --features {tls}"))?;
+    }
+    if sh.path_exists("examples/prefork_server.rs") {
+        drive_the_example(sh, steps)?;
+    }
+    Ok(())
+}
+
+/// Checked and not tested, because the tests' dependencies turn features on.
+fn each_feature_alone(sh: &Shell, steps: &mut Steps) -> Result<()> {
+    steps.run(cmd!(sh, "cargo check --package forksafe --lib --no-default-features"))?;
+    let metadata = MetadataCommand::new().current_dir(sh.current_dir()).no_deps().exec()?;
+    let package = metadata.root_package().context("the workspace has no root package")?;
+    for feature in package.features.keys().filter(|feature| *feature != "default") {
+        steps.run(cmd!(sh, "cargo check --package forksafe --lib --no-default-features --features {feature}"))?;
+    }
+    Ok(())
+}
+
+/// With its built-in witness, with Redis, and with the protection off, which it has to notice.
+fn drive_the_example(sh: &Shell, steps: &mut Steps) -> Result<()> {
+    let drive = ["run", "--release", "--example", "prefork_server", "--", "--drive", "2000"];
+    steps.run(cmd!(sh, "cargo {drive...}"))?;
+    // Redis may be somebody else's, and not installed here.
+    match sh.var("REDIS_URL") {
+        Ok(url) => steps.run(cmd!(sh, "cargo {drive...} --redis {url}"))?,
+        Err(_) => {
+            let redis = Redis::start(sh)?;
+            let url = &redis.url;
+            steps.run(cmd!(sh, "cargo {drive...} --redis {url}"))?;
+        }
+    }
+    steps.run_expecting(1, cmd!(sh, "cargo {drive...} --unsafe-share"))
+}
