@@ -145,13 +145,18 @@ impl Opening {
             ours.push(set_info("LIB-NAME", asked.lib_name().unwrap_or(name)));
             ours.extend(asked.lib_ver().map(|version| set_info("LIB-VER", version)));
         }
+        let plain = !matches!(info.addr(), ConnectionAddr::TcpTls { .. });
+        if !plain && ours.is_empty() && !by_driver {
+            // rustls shakes hands with the first word that is said: that should be within the deadline, too.
+            ours.push(cmd("PING"));
+        }
         let waits = [by_driver && (resp3 || asked.password().is_some()), asked.db() != 0];
         Self {
             driver: info.clone().set_redis_settings(settings),
             driver_waits: waits.into_iter().filter(|&wait| wait).count() as u32,
             ours,
             authenticates,
-            plain: !matches!(info.addr(), ConnectionAddr::TcpTls { .. }),
+            plain,
         }
     }
 

@@ -90,9 +90,7 @@ pub(crate) fn run_due_within(deadline: Deadline) -> Due {
     if here.0.get() == FIRST || HOOKS.load(Acquire).is_null() {
         return Due::Through;
     }
-    let progress = match PROGRESS.get_with(|| Ok::<_, Infallible>(Progress::new())) {
-        Ok(progress) => progress,
-    };
+    let Ok(progress) = PROGRESS.get_with(|| Ok::<_, Infallible>(Progress::new()));
     if progress.done.load(Acquire) {
         return Due::Through;
     }

@@ -7,7 +7,7 @@
 //!
 //! # In the handlers
 //!
-//! [`prepare`](forks::prepare) and [`parent`](forks::parent) each add one to a counter. The child handler blocks
+//! The prepare and parent handlers each add one to a counter. The child handler blocks
 //! signals, walks the registry of descriptors with `fstat`, `close` and `dup3`, and stores the new generation. None of
 //! them allocates, locks, logs, panics or waits, and none uses a thread-local but `errno`, which is put back.
 
@@ -201,6 +201,7 @@ fn register_handlers() {
     HANDLERS.store(failed == 0, Release);
 }
 
+#[cfg(feature = "testing")]
 pub(crate) fn is_fallback() -> bool {
     page::is_fallback()
 }

@@ -96,6 +96,7 @@ pub(super) fn is_installed() -> bool {
     page().is_some() || FALLBACK.load(Acquire)
 }
 
+#[cfg(feature = "testing")]
 pub(super) fn is_fallback() -> bool {
     FALLBACK.load(Acquire)
 }

@@ -176,10 +176,8 @@ impl<T, F: Fn() -> T> PerProcess<T, F> {
     #[cold]
     fn make_it(&self) -> &T {
         hooks::run_due();
-        let made: Result<&T, Infallible> = self.get_with(|| Ok((self.make)()));
-        match made {
-            Ok(value) => value,
-        }
+        let Ok(value) = self.get_with(|| Ok::<_, Infallible>((self.make)()));
+        value
     }
 }
 

@@ -190,10 +190,10 @@ impl<M: ManageConnection> Shared<M> {
         if let Some(why) = fork::unprotected() {
             return Err(Error::unprotected(why));
         }
-        let made: Result<&Local<M>, Infallible> = self
-            .local
-            .get_with(|| Ok(Local { rack: Rack::new(self.config.max_size as usize), ready: AtomicBool::new(false) }));
-        let Ok(local) = made;
+        let Ok(local) = self.local.get_with(|| {
+            let rack = Rack::new(self.config.max_size as usize);
+            Ok::<_, Infallible>(Local { rack, ready: AtomicBool::new(false) })
+        });
         if self.closed.load(SeqCst) {
             // Perhaps after `close` had looked for a rack and found none.
             drop(local.rack.close());

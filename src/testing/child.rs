@@ -146,9 +146,8 @@ impl<T: Serialize + DeserializeOwned> Child<T> {
             if let Ok(report) = serde_json::from_slice(&bytes) {
                 return Some(report);
             }
-            let left = until.saturating_duration_since(Instant::now());
             // A grandchild may keep the pipe open: the end of the child counts, not the end of the pipe.
-            if !self.launched.readable_or_ended(self.report.as_raw_fd(), left)? {
+            if !self.launched.readable_or_ended(self.report.as_raw_fd(), until)? {
                 return None;
             }
             let mut more = [0; 65536];

@@ -306,19 +306,32 @@ pub(super) struct Launched {
 
 impl Launched {
     /// Waits until `fd` is readable (true) or the child has ended (false). `None` when the time is over.
-    pub(super) fn readable_or_ended(&self, fd: RawFd, time: Duration) -> Option<bool> {
-        // SAFETY: takes numbers and no memory.
-        let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, self.waits, 0) } as RawFd;
-        let ask = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut both = [ask(fd), ask(pidfd)];
-        let millis = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: two pollfds, ours; then a descriptor that is ours.
-        let ready = unsafe {
-            let ready = libc::poll(both.as_mut_ptr(), 2, millis);
-            libc::close(pidfd);
-            ready
-        };
-        (ready > 0).then_some(both[0].revents != 0)
+    pub(super) fn readable_or_ended(&self, fd: RawFd, until: Instant) -> Option<bool> {
+        loop {
+            // Looked at first: what it said before its end is then there to be read.
+            let ended = self.has_ended();
+            let mut ask = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+            // SAFETY: one pollfd, ours.
+            if unsafe { libc::poll(&raw mut ask, 1, if ended { 0 } else { 2 }) } > 0 {
+                return Some(true);
+            }
+            if ended {
+                return Some(false);
+            }
+            if Instant::now() >= until {
+                return None;
+            }
+        }
+    }
+
+    /// Without waiting for it: its status is still to be had.
+    fn has_ended(&self) -> bool {
+        // SAFETY: all zeros is a valid siginfo, and it is ours.
+        unsafe {
+            let mut info: libc::siginfo_t = mem::zeroed();
+            let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+            libc::waitid(libc::P_PID, self.waits as libc::id_t, &raw mut info, options) != 0 || info.si_pid() != 0
+        }
     }
 
     /// How it ended, or `None` when it has not by then.

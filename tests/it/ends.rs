@@ -19,9 +19,9 @@ scenarios! {
                         own = Some(pool.get().unwrap());
                         S::ask(own.as_mut().unwrap());
                     }
-                    // SAFETY: each ends this process, which is what is tried.
                     match end {
                         "exit" => std::process::exit(3),
+                        // SAFETY: ends this process, which is what is tried.
                         "_exit" => unsafe { libc::_exit(3) },
                         "panic" => panic!("on purpose"),
                         "abort" => std::process::abort(),

@@ -206,7 +206,7 @@ fn a_fork_during_a_close_leaves_no_child_with_the_socket() {
                 leave.open();
                 child.join();
             });
-            assert_eq!(witness.connections()[&here].goodbye.is_some(), true, "{how}: a polite end");
+            assert!(witness.connections()[&here].goodbye.is_some(), "{how}: a polite end");
             assert_eq!(witness.violations(), Vec::<String>::new());
         }
     });

@@ -194,7 +194,7 @@ fn a_guarded_client_is_refused_in_a_child_and_lives_on_here() {
         assert_eq!(client.ask("after").unwrap().connection, session);
         drop(client);
         witness.wait_until("the client has said goodbye", |seen| seen[&session].ended);
-        assert_eq!(witness.connections()[&session].goodbye.is_some(), true);
+        assert!(witness.connections()[&session].goodbye.is_some());
         witness.judge();
     });
 }

@@ -30,7 +30,7 @@ fn thousands_of_registered_descriptors_are_all_dead_in_the_child() {
         let mut pairs: Vec<_> = (0..1500)
             .map(|_| {
                 let (near, far) = UnixStream::pair().unwrap();
-                (Guarded::new(near, |near| Descriptors::of(near)).unwrap(), far)
+                (Guarded::new(near, Descriptors::of).unwrap(), far)
             })
             .collect();
         // By number, past the guard: what a driver that kept its own reference would do.

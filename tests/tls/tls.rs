@@ -187,6 +187,20 @@ fn a_fork_in_the_middle_of_a_handshake_shares_no_session() {
     });
 }
 
+/// With nothing to say at the start, the handshake is still made before the connection is lent.
+#[cfg(feature = "rustls")]
+#[test]
+fn a_connection_is_not_lent_before_its_handshake() {
+    use redis::IntoConnectionInfo;
+    clean_process(|| {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let info = format!("rediss://{}/", silent.local_addr().unwrap()).into_connection_info().unwrap();
+        let settings = info.redis_settings().clone().set_skip_set_lib_name();
+        let pool = Pool::new(Client::open(info.set_redis_settings(settings)).unwrap()).unwrap();
+        assert!(pool.get_timeout(Duration::from_secs(1)).is_err_and(|error| error.is_connect()));
+    });
+}
+
 /// The handshake of native-tls cannot be bounded: see the documentation of the manager.
 #[cfg(feature = "rustls")]
 #[test]
