@@ -20,7 +20,7 @@ pub(super) const CLAIMED: u32 = 1;
 pub(super) const LENT: u32 = 2;
 /// Nothing in a child can ever touch the connection: it lies in the state that a child abandons.
 pub(super) const IDLE: u32 = 3;
-/// Closed. The entry still names what was closed, for the child whose descriptors were copied just before that.
+/// Closed by us. The entry still names what was closed, for the child whose descriptors were copied just before that.
 pub(super) const WITHDRAWN: u32 = 4;
 
 /// One descriptor. A cache line of its own: `state` is stored at every checkout and return.
@@ -167,6 +167,9 @@ pub struct Registration {
     entries: Box<[&'static Entry]>,
     known: bool,
     generation: Generation,
+    /// The state of the entries afterwards: FREE, because the descriptors may stay open and are their owner's alone from
+    /// then on, or WITHDRAWN.
+    leaves: u32,
 }
 
 impl Registration {
@@ -188,7 +191,7 @@ impl Registration {
             entry.write(fd, identity);
             entry
         });
-        Ok(Self { entries: entries.collect(), known, generation })
+        Ok(Self { entries: entries.collect(), known, generation, leaves: FREE })
     }
 
     /// Several as one. None at all counts as unknown.
@@ -199,7 +202,7 @@ impl Registration {
         let known = !parts.is_empty() && parts.iter().all(|part| part.known);
         // The parts' entries live on in the whole, so the parts must not withdraw them.
         let entries = parts.iter_mut().flat_map(|part| std::mem::take(&mut part.entries)).collect();
-        Self { entries, known, generation: generation() }
+        Self { entries, known, generation: generation(), leaves: FREE }
     }
 
     /// False when the descriptors are [unknown](Descriptors::unknown): a child could not drop them.
@@ -239,11 +242,10 @@ impl Registration {
 }
 
 impl Drop for Registration {
+    /// An inherited one's entries were released when the child took stock, and may name something else by now.
     fn drop(&mut self) {
-        // An inherited registration's entries have been released by the child's own taking stock, and may name
-        // something else by now.
         if self.generation == generation() {
-            self.mark(WITHDRAWN);
+            self.mark(self.leaves);
             SEARCH_FROM.store(0, Relaxed);
         }
     }
@@ -257,7 +259,7 @@ impl Drop for Registration {
 ///
 /// A goodbye may fork, as any code of a driver's may. The child comes back here with the rest of the goodbye said to a
 /// dead socket, and with a second descriptor of the parent's live one, of which it only lets go.
-pub(crate) fn close<T>(connection: T, registration: Registration) {
+pub(crate) fn close<T>(connection: T, mut registration: Registration) {
     registration.lend();
     let mut copies = Vec::with_capacity(registration.entries.len());
     for entry in &registration.entries {
@@ -278,5 +280,5 @@ pub(crate) fn close<T>(connection: T, registration: Registration) {
         }
         sys::close(copy);
     }
-    drop(registration);
+    registration.leaves = WITHDRAWN;
 }

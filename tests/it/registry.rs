@@ -68,7 +68,7 @@ fn a_descriptor_that_is_not_the_registered_one_is_never_touched() {
         })
         .join();
         drop(registration);
-        // And withdrawn: the entry still names the number.
+        // And withdrawn.
         testing::child(|| {
             (&other).write_all(b"from the child").unwrap();
         })
@@ -77,6 +77,20 @@ fn a_descriptor_that_is_not_the_registered_one_is_never_touched() {
         let mut said = String::new();
         peer.read_to_string(&mut said).unwrap();
         assert_eq!(said, "from the childfrom the child");
+    });
+}
+
+/// Its owner may go on using what is no longer registered, on both sides of a fork.
+#[test]
+fn a_descriptor_that_was_withdrawn_is_left_alone() {
+    clean_process(|| {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        drop(Registration::publish(Descriptors::of(&near)).unwrap());
+        testing::child(|| (&near).write_all(b"from the child").unwrap()).join();
+        drop(near);
+        let mut said = String::new();
+        far.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "from the child");
     });
 }
 
