@@ -34,7 +34,7 @@ use std::time::Duration;
 ///
 /// # Validation
 ///
-/// Sends `ECHO` with a number that was never used before and expects it back: a connection that is out of step (a reply
+/// Sends `ECHO` with a text that was never used before and expects it back: a connection that is out of step (a reply
 /// that somebody else should have read) is noticed, which a `PING` would not do.
 ///
 /// # What the deadline cannot bound
@@ -76,7 +76,8 @@ impl ManageConnection for Client {
     }
 
     fn is_valid_within(&self, conn: &mut Connection, deadline: Deadline) -> RedisResult<()> {
-        let sent = unused_number().to_string();
+        // The number alone is inherited by children, and siblings would say the same.
+        let sent = format!("forksafe {}.{}", std::process::id(), unused_number());
         let plain = !matches!(self.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
         let before = deadline.socket().map_or((None, None), socket::timeouts);
         let dialogue = Dialogue { socket: deadline.socket().filter(|_| plain), deadline };

@@ -161,6 +161,7 @@ fn take_stock(expected: u64, birth: Birth) {
     }
     #[cfg(feature = "testing")]
     if control::is_off() && NEWEST.load(Relaxed) > BUSY {
+        forks::born();
         return page::publish(NEWEST.load(Relaxed)); // The control run: a child takes itself for its parent.
     }
     // Inherited memory, so newer than any ancestor's. Taken before anything is stamped with it.
