@@ -1,7 +1,7 @@
 //! What a pool asks of a driver.
 
 use crate::addresses::Addresses;
-use crate::fork::{Descriptors, Registration};
+use crate::fork::{self, Descriptors, Generation, Registration, generation};
 use crate::{Deadline, Error};
 use std::fmt;
 use std::io;
@@ -144,6 +144,7 @@ impl<M: ManageConnection + ?Sized> ManageConnection for Arc<M> {
 #[derive(Clone)]
 pub struct Attempt {
     deadline: Deadline,
+    made_in: Generation,
     addresses: Arc<Addresses>,
     found: Arc<Mutex<Found>>,
 }
@@ -156,7 +157,7 @@ struct Found {
 
 impl Attempt {
     pub(crate) fn new(deadline: Deadline, addresses: Arc<Addresses>) -> Self {
-        Self { deadline, addresses, found: Arc::default() }
+        Self { deadline, made_in: generation(), addresses, found: Arc::default() }
     }
 
     /// When the caller of `get` wants an answer.
@@ -177,30 +178,42 @@ impl Attempt {
     /// Publishes descriptors of this attempt's connection now: a child forked from here on drops them. May be called
     /// more than once; all count.
     pub fn own(&self, descriptors: Descriptors) {
+        if self.is_inherited() {
+            return fork::make_dead(descriptors);
+        }
         match Registration::publish(descriptors) {
             Ok(registration) => self.found().registrations.push(registration),
             Err(error) => self.refuse(format!("a descriptor that the manager named is not open: {error}")),
         }
     }
 
-    /// Takes back all that was published: the connection to an earlier host was given up.
+    /// Takes back all that was published: the connection to an earlier host was given up. What of it is still open is
+    /// shut down.
     pub fn forget_all(&self) {
-        self.found().registrations.clear();
+        if !self.is_inherited() {
+            self.found().registrations.drain(..).for_each(Registration::bury);
+        }
     }
 
     /// Says that the descriptors could not be found. The pool closes the connection and reports
     /// [`Error::is_unprotected`]: it never guesses.
     pub fn refuse(&self, why: impl ToString) {
-        self.found().refused = Some(why.to_string());
+        if !self.is_inherited() {
+            self.found().refused = Some(why.to_string());
+        }
     }
 
-    /// What was published. With nothing published the descriptors count as unknown.
-    pub(crate) fn finish(self) -> Result<Registration, Error> {
+    /// In a child that was forked in the middle of a connect. The lock may be held by a thread of the parent's.
+    fn is_inherited(&self) -> bool {
+        self.made_in != generation()
+    }
+
+    /// What was published, and whether that is not all there is to know. With nothing published the descriptors count as
+    /// unknown.
+    pub(crate) fn finish(&self) -> (Registration, Option<Error>) {
         let mut found = self.found();
-        match found.refused.take() {
-            Some(why) => Err(Error::unprotected(why)),
-            None => Ok(Registration::merge(std::mem::take(&mut found.registrations))),
-        }
+        let refused = found.refused.take().map(Error::unprotected);
+        (Registration::merge(std::mem::take(&mut found.registrations)), refused)
     }
 
     fn found(&self) -> MutexGuard<'_, Found> {

@@ -13,6 +13,7 @@ use ::redis::{
     RedisError, RedisResult, Value, cmd,
 };
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -30,7 +31,7 @@ use std::time::Duration;
 ///
 /// All urls of the driver work: `redis://`, `rediss://` (with the driver's `tls-rustls` or `tls-native-tls`),
 /// `redis+unix://`; and so do `valkey` ones. A host name is resolved when the pool is built, so that a child need not;
-/// not for `rediss://`, where the driver wants the name itself.
+/// not for `rediss://`, where the driver wants the name itself. A user name needs Redis 6 or later.
 ///
 /// # Validation
 ///
@@ -109,7 +110,12 @@ fn targets(addr: &ConnectionAddr, at: &Attempt) -> RedisResult<Vec<ConnectionAdd
     Ok(match addr {
         ConnectionAddr::Tcp(host, port) => {
             let resolved = at.addresses(host, *port)?.into_iter();
-            resolved.map(|address| ConnectionAddr::Tcp(address.ip().to_string(), address.port())).collect()
+            let named = |address: SocketAddr| match address {
+                // The driver takes a name, and a bare address would lose its interface.
+                SocketAddr::V6(v6) if v6.scope_id() != 0 => host.clone(),
+                _ => address.ip().to_string(),
+            };
+            resolved.map(|address| ConnectionAddr::Tcp(named(address), address.port())).collect()
         }
         other => vec![other.clone()],
     })
@@ -162,9 +168,9 @@ impl Opening {
     }
 
     fn connect(&self, target: ConnectionAddr, time: Duration, at: &Attempt) -> RedisResult<Connection> {
-        let time = time.min(time_left(at.deadline())?) / self.driver_waits.max(1);
+        let until = Deadline::after(time);
         let client = Client::open(self.driver.clone().set_addr(target))?;
-        let mut conn = client.get_connection_with_timeout(time)?;
+        let mut conn = client.get_connection_with_timeout(time / self.driver_waits.max(1))?;
         let fd = match find_socket(&conn)? {
             Ok(fd) => fd,
             Err(why) => {
@@ -173,9 +179,8 @@ impl Opening {
             }
         };
         at.own(Descriptors::none().and_raw(fd));
-        if let Err(error) = self.introduce(&mut conn, fd, at.deadline()) {
-            socket::shutdown(fd); // For a child that was forked meanwhile and has a copy.
-            at.forget_all();
+        if let Err(error) = self.introduce(&mut conn, fd, until) {
+            at.forget_all(); // And shuts it down, for a child that was forked meanwhile and has a copy.
             return Err(error);
         }
         conn.set_read_timeout(None)?;
@@ -262,6 +267,9 @@ impl Dialogue {
         if let Some(fd) = self.socket {
             // All of them first: the driver reads ahead, and what it has read is not in the socket any more.
             socket::await_whole(fd, self.deadline, |bytes| are_whole(questions.len(), bytes))?;
+            // What is read now is there. A driver that wants more (it skips replies that came too late for an earlier
+            // holder of the connection) is out of step, and is not waited for.
+            conn.set_read_timeout(Some(time_left(self.deadline)?.min(Duration::from_millis(100))))?;
         }
         questions.iter().map(|_| reply(conn)).collect()
     }
@@ -279,9 +287,14 @@ fn reply(conn: &mut Connection) -> RedisResult<Value> {
 /// Whether the driver can read so many replies, or an error, without waiting for more.
 fn are_whole(replies: usize, mut bytes: &[u8]) -> bool {
     let mut parser = Parser::new();
-    (0..replies).all(|_| match parser.parse_value(&mut bytes) {
-        Ok(_) => true,
-        // Parsing a slice has one i/o error: the slice ends too early.
-        Err(error) => error.kind() != ErrorKind::Io,
-    })
+    let mut found = 0;
+    while found < replies {
+        match parser.parse_value(&mut bytes) {
+            Ok(Value::Push { .. }) => {}
+            Ok(_) => found += 1,
+            // Parsing a slice has one i/o error: the slice ends too early.
+            Err(error) => return error.kind() != ErrorKind::Io,
+        }
+    }
+    true
 }

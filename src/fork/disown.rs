@@ -45,31 +45,48 @@ pub(super) fn all(birth: Birth, parent: u32) {
     if !private {
         return; // The entries stay, for a child of ours that has a table of its own.
     }
+    // At a first call there may be threads, and one of them may fork now: its child wants to know what was closed.
+    let closed = if birth == Birth::Handler { FREE } else { WITHDRAWN };
     // First what had been closed in memory, so that a number which a newer entry names is seen for what it is.
     for entry in registry::entries().filter(|entry| entry.state.load(Acquire) == WITHDRAWN) {
         let (fd, identity) = entry.descriptor();
-        if sys::identity(fd) == Some(identity) {
+        if sys::look(fd).is_some_and(|open| open.is_socket && open.identity == identity) {
             sys::close(fd);
         }
-        entry.state.store(FREE, Relaxed);
+        entry.state.store(closed, Relaxed);
     }
     let mut dead = Dead(None);
     for entry in registry::entries() {
         let (fd, identity) = entry.descriptor();
         match entry.state.load(Acquire) {
-            IDLE if sys::identity(fd) == Some(identity) => sys::close(fd),
-            LENT => match sys::identity(fd) {
-                Some(found) if found == identity => dead.put_over(fd, true),
-                // Memory names it and the table lacks it: the number must not become somebody else's while an object
-                // that thinks it owns it lives on.
-                None => dead.put_over(fd, false),
-                Some(_somebody_elses) => {}
-            },
-            IDLE | CLAIMED | FREE | WITHDRAWN => {}
+            IDLE => {
+                if sys::is(fd, identity) {
+                    sys::close(fd);
+                }
+                entry.state.store(closed, Relaxed);
+            }
+            LENT => {
+                match sys::look(fd) {
+                    Some(open) if open.identity == identity => dead.put_over(fd),
+                    Some(_) if dead.0 == Some(fd) => dead.0 = None, // It happens to lie there already: it stays.
+                    Some(_somebody_elses) => {}
+                    // Memory names it and the table lacks it: the number must not become somebody else's while an
+                    // object that thinks it owns it lives on.
+                    None => dead.put_into(fd),
+                }
+                entry.state.store(FREE, Relaxed);
+            }
+            CLAIMED => entry.state.store(FREE, Relaxed),
             _ => {}
         }
-        entry.state.store(FREE, Relaxed);
     }
+    dead.done();
+}
+
+/// Makes one descriptor dead that is known to be an inherited socket.
+pub(super) fn kill(fd: RawFd) {
+    let mut dead = Dead(None);
+    dead.put_over(fd);
     dead.done();
 }
 
@@ -78,16 +95,20 @@ fn table_is_private(parent: u32) -> bool {
     sys::unshare_descriptors() || (sys::parent_pid() == parent && sys::has_other_descriptors(parent))
 }
 
-/// One dead socket, made when the first is needed, put over as many numbers as it takes.
+/// One dead socket, made when the first is needed, put under as many numbers as it takes.
 struct Dead(Option<RawFd>);
 
 impl Dead {
-    /// `ours` says that the number is open and that it is the inherited socket, so that it may be closed.
-    fn put_over(&mut self, fd: RawFd, ours: bool) {
+    fn make(&mut self) {
         if self.0.is_none() {
             self.0 = sys::dead_socket();
         }
-        if self.0.is_none() && ours {
+    }
+
+    /// Over an inherited socket.
+    fn put_over(&mut self, fd: RawFd) {
+        self.make();
+        if self.0.is_none() {
             // The table is full. The inherited socket's own place is the free place then.
             sys::close(fd);
             match sys::unconnected_socket() {
@@ -95,10 +116,22 @@ impl Dead {
                 other => self.0 = other,
             }
         }
-        let replaced = self.0.is_some_and(|dead| sys::replace(dead, fd));
-        if !replaced && ours {
+        if !self.0.is_some_and(|dead| sys::replace(dead, fd)) {
             // A descriptor limit below the number forbids dup3. Better a free number than a shared socket.
             sys::close(fd);
+        }
+    }
+
+    /// Into a free place, unless a thread of this process was faster.
+    fn put_into(&mut self, fd: RawFd) {
+        self.make();
+        if self.0 == Some(fd) {
+            self.0 = None; // It was the lowest free number: it stays.
+        } else if let Some(dead) = self.0
+            && let Some(place) = sys::duplicate(dead, fd)
+            && place != fd
+        {
+            sys::close(place);
         }
     }
 

@@ -11,7 +11,7 @@ use std::thread;
 ///
 /// A child finds a dead socket under it; use there is an error (or a panic, through `Deref`), and dropping it there
 /// abandons it without a word on the wire. In its own process dropping it closes it, and shuts the socket down for any
-/// child that was forked in the middle of that.
+/// child that was forked in the middle of that (and so for clones of the descriptor that you made).
 ///
 /// ```
 /// use forksafe::fork::{Descriptors, Guarded};
@@ -35,10 +35,17 @@ impl<T> Guarded<T> {
     ///
     /// # Errors
     ///
-    /// `EBADF` when one of the descriptors is not open; the client is dropped then.
+    /// `EBADF` when one of the descriptors is not open; the client is dropped then. An error in a child that was forked
+    /// by `descriptors`, where the client is its parent's; it is abandoned then.
     pub fn new(value: T, descriptors: impl FnOnce(&T) -> Descriptors) -> io::Result<Self> {
-        let registration = Registration::publish(descriptors(&value))?;
-        Ok(Self::from_parts(value, registration))
+        let here = generation();
+        let found = descriptors(&value);
+        if generation() != here {
+            registry::make_dead(found);
+            std::mem::forget(value);
+            return Err(io::Error::other("the client belongs to the parent of this process"));
+        }
+        Ok(Self::from_parts(value, Registration::publish(found)?))
     }
 
     pub(crate) fn from_parts(value: T, registration: Registration) -> Self {

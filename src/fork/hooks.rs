@@ -1,7 +1,7 @@
 //! What a program wants done once in each child, outside any handler.
 
 use super::per_process::{Entered, Turnstile};
-use super::{FIRST, PerProcess, generation};
+use super::{FIRST, Generation, PerProcess, generation};
 use crate::Deadline;
 use std::convert::Infallible;
 use std::fmt;
@@ -15,6 +15,8 @@ static HOOKS: AtomicPtr<Hook> = AtomicPtr::new(ptr::null_mut());
 struct Hook {
     run: Box<dyn Fn() + Send + Sync>,
     registered: &'static Location<'static>,
+    /// It is for this process's children, not for itself.
+    registered_in: Generation,
     next: AtomicPtr<Hook>,
 }
 
@@ -53,11 +55,10 @@ impl Progress {
 /// ```
 #[track_caller]
 pub fn on_child<F: Fn() + Send + Sync + 'static>(hook: F) {
-    // Those that are due here must not meet the new one.
-    super::enter();
     let hook = Box::into_raw(Box::new(Hook {
         run: Box::new(hook),
         registered: Location::caller(),
+        registered_in: generation(),
         next: AtomicPtr::new(ptr::null_mut()),
     }));
     let mut end = &HOOKS;
@@ -100,9 +101,7 @@ pub(crate) fn run_due_within(deadline: Deadline) -> Due {
         Entered::TooLate => return Due::TooLate,
     };
     if !progress.done.load(Acquire) {
-        // Those that a hook registers are for this process's children.
-        let due: Vec<&'static Hook> = hooks().collect();
-        for hook in due {
+        for hook in hooks().filter(|hook| hook.registered_in < here) {
             if catch_unwind(AssertUnwindSafe(&hook.run)).is_err() {
                 report_panic(hook);
             }

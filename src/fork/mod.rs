@@ -27,6 +27,7 @@ mod sys;
 pub use guarded::Guarded;
 pub use hooks::on_child;
 pub use per_process::PerProcess;
+pub(crate) use registry::make_dead;
 pub use registry::{Descriptors, Registration};
 
 use disown::Birth;
@@ -184,8 +185,14 @@ extern "C" fn child() {
         return;
     }
     page::reset_fallback();
-    if let Word::New(expected) = page::look() {
-        take_stock(expected, Birth::Handler);
+    match page::look() {
+        Word::New(expected) => take_stock(expected, Birth::Handler),
+        // Another library's handler asked before us, and it could not be shown then that the table is our own. It is.
+        Word::Known(_) if disown::shares_table() => {
+            let _quiet = sys::Quiet::begin();
+            disown::all(Birth::Handler, disown::pid());
+        }
+        Word::Known(_) | Word::Busy => {}
     }
 }
 

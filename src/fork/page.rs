@@ -15,17 +15,19 @@
 use super::{forks, sys};
 use std::num::NonZeroU64;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::*};
+#[cfg(feature = "testing")]
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering::*};
 
 /// A thread of this process is taking stock. Also the value just below the first generation.
 pub(super) const BUSY: u64 = 1;
 
-/// Stands in for the page before there is one, and where there can be none. Never written.
+/// Stands in for the page before there is one. Never written.
+static NO_PAGE_YET: AtomicU64 = AtomicU64::new(0);
+/// Stands in for the page where there can be none: from then on the pid decides. Never written.
 static NO_PAGE: AtomicU64 = AtomicU64::new(0);
-static WORD: AtomicPtr<AtomicU64> = AtomicPtr::new((&raw const NO_PAGE).cast_mut());
+static WORD: AtomicPtr<AtomicU64> = AtomicPtr::new((&raw const NO_PAGE_YET).cast_mut());
 
-/// Set once the page was refused; from then on the pid decides.
-static FALLBACK: AtomicBool = AtomicBool::new(false);
 /// The fallback's word: the pid in the low 24 bits (Linux stops at 22), and above it what the page would hold.
 static BY_PID: AtomicU64 = AtomicU64::new(0);
 const PID_BITS: u32 = 24;
@@ -45,7 +47,7 @@ pub(super) enum Word {
 /// The hot path: the generation, if it is known and there is a page.
 #[inline]
 pub(super) fn known() -> Option<NonZeroU64> {
-    // SAFETY: WORD points at NO_PAGE or at the page, which is never unmapped.
+    // SAFETY: WORD points at one of the two statics or at the page, which is never unmapped.
     let word = unsafe { (*WORD.load(Acquire)).load(Acquire) };
     if word > BUSY { NonZeroU64::new(word) } else { None }
 }
@@ -85,43 +87,41 @@ pub(super) fn publish(generation: u64) {
     }
 }
 
-/// In the child handler: makes sure that the fallback does not take a child with its parent's pid for its parent.
+/// In the child handler: makes sure that the fallback does not take a child with its parent's pid for its parent. Unless
+/// another library's handler, or a thread that it started, has come to us before.
 pub(super) fn reset_fallback() {
-    if FALLBACK.load(Acquire) && !forks::born_since_last() {
+    if is_fallback() && !forks::born_since_last() && !matches!(look(), Word::Busy) {
         BY_PID.store(0, Release);
     }
 }
 
 pub(super) fn is_installed() -> bool {
-    page().is_some() || FALLBACK.load(Acquire)
+    !ptr::eq(WORD.load(Acquire), &raw const NO_PAGE_YET)
 }
 
-#[cfg(feature = "testing")]
 pub(super) fn is_fallback() -> bool {
-    FALLBACK.load(Acquire)
+    ptr::eq(WORD.load(Acquire), &raw const NO_PAGE)
 }
 
-/// Gets the page, or settles for the fallback. Threads may race here, and a fork may come at any point of it: the page is
-/// published complete, by one store, and a copy of a half-made one is merely lost.
+/// Gets the page, or settles for the fallback, by one compare-and-swap: threads may race here, and a fork may come at any
+/// point of it. The page is published complete, and a copy of a half-made one is merely lost.
 pub(super) fn install() {
-    match wiped_page() {
-        Some(page) => {
-            let fresh = page.as_ptr();
-            let old = (&raw const NO_PAGE).cast_mut();
-            if WORD.compare_exchange(old, fresh, AcqRel, Acquire).is_err() {
-                // SAFETY: this mapping was never published, so only this thread knows it.
-                unsafe { libc::munmap(fresh.cast(), page_size()) };
-            }
-        }
-        None if page().is_none() => FALLBACK.store(true, Release),
-        None => {}
+    let made = wiped_page();
+    let fresh = made.map_or((&raw const NO_PAGE).cast_mut(), ptr::NonNull::as_ptr);
+    let yet = (&raw const NO_PAGE_YET).cast_mut();
+    if WORD.compare_exchange(yet, fresh, AcqRel, Acquire).is_err()
+        && let Some(page) = made
+    {
+        // SAFETY: this mapping was never published, so only this thread knows it.
+        unsafe { libc::munmap(page.as_ptr().cast(), page_size()) };
     }
 }
 
 fn page() -> Option<&'static AtomicU64> {
     let word = WORD.load(Acquire);
+    let stands_in = ptr::eq(word, &raw const NO_PAGE_YET) || ptr::eq(word, &raw const NO_PAGE);
     // SAFETY: as in `known`.
-    (!ptr::eq(word, &raw const NO_PAGE)).then(|| unsafe { &*word })
+    (!stands_in).then(|| unsafe { &*word })
 }
 
 fn page_size() -> usize {

@@ -182,8 +182,8 @@ impl Registration {
         let generation = generation();
         let known = descriptors.0.is_some();
         let found = descriptors.0.unwrap_or_default().into_iter().map(|fd| {
-            let identity = sys::identity(fd).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
-            Ok((fd, identity))
+            let open = sys::look(fd).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
+            Ok((fd, open.identity))
         });
         let found: Vec<(RawFd, Identity)> = found.collect::<io::Result<_>>()?;
         let entries = found.into_iter().map(|(fd, identity)| {
@@ -203,6 +203,17 @@ impl Registration {
         // The parts' entries live on in the whole, so the parts must not withdraw them.
         let entries = parts.iter_mut().flat_map(|part| std::mem::take(&mut part.entries)).collect();
         Self { entries, known, generation: generation(), leaves: FREE }
+    }
+
+    /// For descriptors that their driver has closed, or is about to: ends what is still open, and keeps their names for the
+    /// child whose descriptors were copied just before that.
+    pub(crate) fn bury(mut self) {
+        self.leaves = WITHDRAWN;
+        if self.generation == generation() {
+            let sockets = self.entries.iter().map(|entry| entry.descriptor());
+            let open = sockets.filter(|&(fd, identity)| sys::is(fd, identity));
+            open.for_each(|(fd, _)| sys::shutdown(fd));
+        }
     }
 
     /// False when the descriptors are [unknown](Descriptors::unknown): a child could not drop them.
@@ -258,27 +269,59 @@ impl Drop for Registration {
 /// socket is then shut down for everybody.
 ///
 /// A goodbye may fork, as any code of a driver's may. The child comes back here with the rest of the goodbye said to a
-/// dead socket, and with a second descriptor of the parent's live one, of which it only lets go.
+/// dead socket.
 pub(crate) fn close<T>(connection: T, mut registration: Registration) {
     registration.lend();
-    let mut copies = Vec::with_capacity(registration.entries.len());
-    for entry in &registration.entries {
-        let (fd, identity) = entry.descriptor();
-        match sys::duplicate(fd) {
-            Some(copy) if sys::identity(copy) == Some(identity) => copies.push(copy),
-            Some(stranger) => sys::close(stranger),
-            // No room for a second descriptor: end it now; the goodbye is lost, the promise is kept.
-            None if sys::identity(fd) == Some(identity) => sys::shutdown(fd),
-            None => {}
-        }
-    }
-    drop(connection);
-    let still_ours = registration.generation == generation();
-    for copy in copies {
-        if still_ours {
-            sys::shutdown(copy);
-        }
-        sys::close(copy);
-    }
     registration.leaves = WITHDRAWN;
+    // Dropped after the connection, also when its goodbye panics.
+    let _copies = Copies::of(&registration);
+    drop(connection);
+}
+
+/// Second descriptors of the sockets that are about to be closed. Registered themselves: a child that is forked during a
+/// goodbye closes them at birth.
+struct Copies {
+    fds: Vec<RawFd>,
+    _registration: Option<Registration>,
+    generation: Generation,
+}
+
+impl Copies {
+    fn of(registration: &Registration) -> Self {
+        let mut fds = Vec::with_capacity(registration.entries.len());
+        for entry in &registration.entries {
+            let (fd, identity) = entry.descriptor();
+            if !sys::look(fd).is_some_and(|open| open.is_socket && open.identity == identity) {
+                continue;
+            }
+            match sys::duplicate(fd, 0) {
+                Some(copy) => fds.push(copy),
+                // No room for a second descriptor: end it now; the goodbye is lost, the promise is kept.
+                None => sys::shutdown(fd),
+            }
+        }
+        let all = fds.iter().fold(Descriptors::none(), |all, &fd| all.and_raw(fd));
+        let copies = Registration::publish(all).ok().inspect(Registration::rest);
+        Self { fds, _registration: copies, generation: registration.generation }
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        // In a child that the goodbye forked the numbers are closed already, or its parent's own.
+        if self.generation == generation() {
+            for &fd in &self.fds {
+                sys::shutdown(fd);
+                sys::close(fd);
+            }
+        }
+    }
+}
+
+/// In a child that was forked between the making of a connection and its registration: what its frame still holds is made
+/// dead.
+pub(crate) fn make_dead(descriptors: Descriptors) {
+    for fd in descriptors.0.unwrap_or_default() {
+        super::disown::kill(fd);
+    }
 }

@@ -44,9 +44,10 @@ pub(crate) fn await_whole(fd: RawFd, deadline: Deadline, mut is_whole: impl FnMu
     let mut unread = [0_u8; 4096];
     let mut seen = 0;
     loop {
-        wait_readable(fd, deadline)?;
+        // Whoever reads what is there before the end of the stream comes upon the end himself.
+        let ended = wait_readable(fd, deadline)?;
         let there = peek(fd, &mut unread)?;
-        if there == 0 || there == unread.len() || is_whole(&unread[..there]) {
+        if ended || there == 0 || there == unread.len() || is_whole(&unread[..there]) {
             return Ok(());
         }
         if there == seen {
@@ -57,12 +58,13 @@ pub(crate) fn await_whole(fd: RawFd, deadline: Deadline, mut is_whole: impl FnMu
     }
 }
 
-fn wait_readable(fd: RawFd, deadline: Deadline) -> io::Result<()> {
+/// True when nothing more will come than what is there.
+fn wait_readable(fd: RawFd, deadline: Deadline) -> io::Result<bool> {
     loop {
         let left = deadline.remaining();
         // Rounded up: a poll that ends before the deadline would only be repeated.
         let millis = i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
-        let mut ask = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut ask = libc::pollfd { fd, events: libc::POLLIN | libc::POLLRDHUP, revents: 0 };
         // SAFETY: one pollfd, and it is ours.
         match unsafe { libc::poll(&raw mut ask, 1, millis) } {
             0 if deadline.is_over() => return Err(io::ErrorKind::TimedOut.into()),
@@ -70,7 +72,7 @@ fn wait_readable(fd: RawFd, deadline: Deadline) -> io::Result<()> {
             -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
             -1 => return Err(io::Error::last_os_error()),
             _ if deadline.is_over() => return Err(io::ErrorKind::TimedOut.into()),
-            _ => return Ok(()),
+            _ => return Ok(ask.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0),
         }
     }
 }
@@ -79,9 +81,4 @@ fn peek(fd: RawFd, into: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the pointer and the length are those of a slice that is ours.
     let got = unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), libc::MSG_PEEK | libc::MSG_DONTWAIT) };
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
-}
-
-/// Ends a connection for every process that has a copy of its socket.
-pub(crate) fn shutdown(fd: RawFd) {
-    super::sys::shutdown(fd);
 }

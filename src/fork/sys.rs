@@ -14,8 +14,17 @@ pub(super) struct Identity {
     pub(super) inode: u64,
 }
 
-/// The identity behind a descriptor number, or `None` when the number is not open.
-pub(super) fn identity(fd: RawFd) -> Option<Identity> {
+/// What is open under a number.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Open {
+    pub(super) identity: Identity,
+    /// Only of sockets does the identity tell one from all others that ever were: all epolls of a system share one, and
+    /// a file that is opened twice has the same.
+    pub(super) is_socket: bool,
+}
+
+/// What is behind a descriptor number, or `None` when the number is not open.
+pub(super) fn look(fd: RawFd) -> Option<Open> {
     let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: `stat` is ours and large enough; fstat is async-signal-safe and fills it when it returns 0.
     let stat = unsafe {
@@ -24,7 +33,13 @@ pub(super) fn identity(fd: RawFd) -> Option<Identity> {
         }
         stat.assume_init()
     };
-    Some(Identity { device: stat.st_dev, inode: stat.st_ino })
+    let identity = Identity { device: stat.st_dev, inode: stat.st_ino };
+    Some(Open { identity, is_socket: stat.st_mode & libc::S_IFMT == libc::S_IFSOCK })
+}
+
+/// Whether a number is open and is that socket, or that other thing.
+pub(super) fn is(fd: RawFd, identity: Identity) -> bool {
+    look(fd).is_some_and(|open| open.identity == identity)
 }
 
 /// `close(2)` by the raw system call: glibc's wrapper is a cancellation point.
@@ -40,10 +55,11 @@ pub(super) fn replace(from: RawFd, over: RawFd) -> bool {
     unsafe { libc::syscall(libc::SYS_dup3, from, over, libc::O_CLOEXEC) == libc::c_long::from(over) }
 }
 
-/// A second descriptor of the same open socket, or `None` when the table is full.
-pub(super) fn duplicate(fd: RawFd) -> Option<RawFd> {
+/// A second descriptor of the same open socket, at the first free number from `at_least` on, or `None` when the table is
+/// full.
+pub(super) fn duplicate(fd: RawFd, at_least: RawFd) -> Option<RawFd> {
     // SAFETY: takes numbers and no memory.
-    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, at_least) };
     (copy >= 0).then_some(copy)
 }
 
@@ -92,7 +108,20 @@ pub(super) fn yield_now() {
 pub(super) fn unshare_descriptors() -> bool {
     // SAFETY: takes numbers and no memory. CLONE_THREAD asks the kernel to refuse when there are other threads, which
     // would otherwise be left behind with the old table.
-    unsafe { libc::unshare(libc::CLONE_THREAD | libc::CLONE_FILES) == 0 }
+    if unsafe { libc::unshare(libc::CLONE_THREAD | libc::CLONE_FILES) } == 0 {
+        return true;
+    }
+    // Containers forbid unshare, but not this: to close no descriptor at all, in a table of one's own.
+    let (none, unshare) = (libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE);
+    // SAFETY: takes numbers and no memory.
+    is_single_threaded() && unsafe { libc::syscall(libc::SYS_close_range, none, none, unshare) } == 0
+}
+
+/// Each thread is a folder there, and each folder a link.
+fn is_single_threaded() -> bool {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: a C string, and `stat` is ours and large enough; it is filled when 0 is returned.
+    unsafe { libc::stat(c"/proc/self/task".as_ptr(), stat.as_mut_ptr()) == 0 && stat.assume_init().st_nlink == 3 }
 }
 
 /// Whether the descriptor table of `other` is provably not the one of this process.

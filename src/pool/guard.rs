@@ -91,7 +91,7 @@ impl<M: ManageConnection> Deref for PooledConnection<M> {
     /// # Panics
     ///
     /// When it is inherited. While the thread is panicking already, the client on its dead socket is lent instead, so
-    /// that unwinding does not abort the process.
+    /// that unwinding does not abort the process (not if its descriptors are unknown: then nothing protects the parent).
     #[inline]
     #[track_caller]
     fn deref(&self) -> &M::Connection {
@@ -115,20 +115,41 @@ impl<M: ManageConnection> Drop for PooledConnection<M> {
     /// Abandons it in a child.
     #[inline]
     fn drop(&mut self) {
-        let Some(mut loan) = self.loan.take() else { return };
+        let slot = self.slot;
+        let Some(loan) = self.loan.take() else { return };
         if loan.client.generation() != fork::generation() {
             return; // `Guarded` leaks the client.
         }
-        if thread::panicking() || loan.has_broken() {
-            return loan.end(self.slot);
+        let mut ends = EndsUnlessKept(Some(loan), slot);
+        if thread::panicking() || ends.loan().has_broken() {
+            return;
         }
+        let Some(loan) = ends.0.take() else { return };
         if fork::generation() != loan.client.generation() {
             return; // `has_broken` forked, and this is the child.
         }
         loan.client.registration().rest();
-        let slot = self.slot;
         if let Err(loan) = rack::put(loan, |loan| loan.rack().place(slot)) {
             hand_on(loan, slot);
+        }
+    }
+}
+
+/// A connection that is closed when this is dropped, also when `has_broken` panics.
+struct EndsUnlessKept<M: ManageConnection>(Option<Box<Loan<M>>>, usize);
+
+impl<M: ManageConnection> EndsUnlessKept<M> {
+    #[inline]
+    fn loan(&mut self) -> &mut Loan<M> {
+        self.0.as_mut().expect("kept only at the end")
+    }
+}
+
+impl<M: ManageConnection> Drop for EndsUnlessKept<M> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(loan) = self.0.take() {
+            loan.end(self.1);
         }
     }
 }

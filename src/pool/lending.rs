@@ -18,7 +18,7 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*, fence};
 use std::time::Duration;
 
 /// A connect that overlapped a fork is done again this many times at most. After that the connection is kept: no process
@@ -115,6 +115,11 @@ impl<M: ManageConnection> Shared<M> {
             };
             let vacancy = Vacancy { rack, slot, generation: here };
             if let Some(mut loan) = resting {
+                if deadline.is_over() && !timeout.is_zero() {
+                    // It came with the last moment. To test it now would only destroy it.
+                    self.take_back(vacancy.keep(), loan);
+                    return Err(Error::timeout(timeout, self.usage(rack), last));
+                }
                 match self.judge(&mut loan, deadline, timeout) {
                     Judgement::Fit => return Ok(self.lend(loan, vacancy.keep(), Coarse::now())),
                     Judgement::Unfit(why) => last = why.or(last),
@@ -127,6 +132,9 @@ impl<M: ManageConnection> Shared<M> {
             }
             if deadline.is_over() {
                 drop(vacancy);
+                if timeout.is_zero() && rack.resting() > 0 {
+                    continue; // That one was not fit; the next may be.
+                }
                 return Err(Error::timeout(timeout, self.usage(rack), last));
             }
             if let Some(loan) = self.connect(deadline)? {
@@ -144,7 +152,11 @@ impl<M: ManageConnection> Shared<M> {
             return Judgement::Fit;
         }
         // No time at all is for waiting and connecting. A test that may take no time would only destroy connections.
-        let deadline = if timeout.is_zero() { Deadline::after(self.config.connection_timeout) } else { deadline };
+        let deadline = match self.config.connection_timeout {
+            _ if !timeout.is_zero() => deadline,
+            Duration::ZERO => Deadline::after(Duration::from_secs(1)),
+            usual => Deadline::after(usual),
+        };
         let here = fork::generation();
         loan.client.registration().lend();
         let socket = loan.client.registration().first();
@@ -167,14 +179,23 @@ impl<M: ManageConnection> Shared<M> {
                 return Ok(None);
             }
             let client = match connected {
-                Ok(client) => Guarded::from_parts(client, attempt.finish()?),
+                Ok(client) => client,
                 Err(why) => {
+                    attempt.forget_all();
                     self.addresses.doubt();
                     return Err(Error::connect(why));
                 }
             };
+            let (registration, refused) = attempt.finish();
+            let client = Guarded::from_parts(client, registration);
+            if let Some(refused) = refused {
+                return Err(refused);
+            }
             if watch.overlapped() && again > 0 && !deadline.is_over() {
                 drop(client); // Closed, and shut down for the child that has a copy.
+                if fork::generation() != here {
+                    return Ok(None);
+                }
                 continue;
             }
             let now = Coarse::now();
@@ -194,6 +215,7 @@ impl<M: ManageConnection> Shared<M> {
             let rack = Rack::new(self.config.max_size as usize);
             Ok::<_, Infallible>(Local { rack, ready: AtomicBool::new(false) })
         });
+        fence(SeqCst);
         if self.closed.load(SeqCst) {
             // Perhaps after `close` had looked for a rack and found none.
             drop(local.rack.close());
@@ -213,8 +235,10 @@ impl<M: ManageConnection> Shared<M> {
 
     /// A returned connection that somebody waits for, or whose pool is closed.
     pub(super) fn take_back(&self, slot: usize, loan: Box<Loan<M>>) {
-        if let Some(rack) = self.existing_rack() {
-            rack.restore(slot, loan);
+        if let Some(rack) = self.existing_rack()
+            && let Some(loan) = rack.restore(slot, loan)
+        {
+            loan.end(slot); // The pool is closed.
         }
     }
 
@@ -231,6 +255,9 @@ impl<M: ManageConnection> Shared<M> {
             if rack.resting() >= wanted as usize {
                 return Ok(opened);
             }
+            if deadline.is_over() {
+                return Err(Error::timeout(timeout, self.usage(rack), None));
+            }
             let Some(slot) = rack.take_vacant() else { return Ok(opened) };
             let vacancy = Vacancy { rack, slot, generation: fork::generation() };
             let Some(mut loan) = self.connect(deadline)? else {
@@ -239,7 +266,7 @@ impl<M: ManageConnection> Shared<M> {
             };
             loan.wilts = Coarse::now().plus(self.config.idle_timeout);
             loan.client.registration().rest();
-            rack.restore(vacancy.keep(), loan);
+            self.take_back(vacancy.keep(), loan);
             opened += 1;
         }
     }
@@ -253,9 +280,13 @@ impl<M: ManageConnection> Shared<M> {
             let Some(loan) = rack.take_resting_in(slot) else { continue };
             let surplus = rack.resting() >= keep;
             if loan.dies <= now || (loan.wilts <= now && surplus) {
+                let here = loan.client.generation();
                 loan.end(slot);
+                if fork::generation() != here {
+                    return; // A goodbye forked, and this is the child: the rack is its parent's.
+                }
             } else {
-                rack.restore(slot, loan);
+                self.take_back(slot, loan);
             }
         }
     }
@@ -269,6 +300,8 @@ impl<M: ManageConnection> Shared<M> {
 
     pub(super) fn close(&self) {
         self.closed.store(true, SeqCst);
+        // Either we see the rack that another thread is making, or it sees that the pool is closed.
+        fence(SeqCst);
         if let Some(rack) = self.existing_rack() {
             drop(rack.close());
         }
@@ -356,14 +389,25 @@ impl<M: ManageConnection> Loan<M> {
     /// Takes the connection out of the pool.
     pub(super) fn detach<T>(self, slot: usize, then: impl FnOnce(Guarded<M::Connection>) -> T) -> T {
         let Self { client, pool, .. } = self;
-        let made_in = client.generation();
-        let result = then(client);
-        // Not in a child: neither one that inherited the loan, nor one that a goodbye forked.
-        if made_in == fork::generation()
-            && let Some(rack) = pool.existing_rack()
+        let _vacates = Vacates { slot, made_in: client.generation(), pool };
+        then(client)
+    }
+}
+
+/// Gives a slot back when its connection has gone, also by a panic. Not in a child: neither in one that inherited the loan,
+/// nor in one that a goodbye forked.
+struct Vacates<M: ManageConnection> {
+    slot: usize,
+    made_in: Generation,
+    pool: Arc<Shared<M>>,
+}
+
+impl<M: ManageConnection> Drop for Vacates<M> {
+    fn drop(&mut self) {
+        if self.made_in == fork::generation()
+            && let Some(rack) = self.pool.existing_rack()
         {
-            rack.vacate(slot);
+            rack.vacate(self.slot);
         }
-        result
     }
 }

@@ -16,7 +16,7 @@ use lending::Shared;
 use std::fmt;
 use std::sync::atomic::Ordering::*;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A pool of connections that may be used on both sides of a fork.
 ///
@@ -87,14 +87,18 @@ impl<M: ManageConnection> Pool<M> {
     ///
     /// - [`Error::is_timeout`]: none came free in time. The message says how many are in use.
     /// - [`Error::is_connect`]: a new one could not be opened. Reported at once, not tried again until the timeout.
+    ///   Also when the deadline came in the middle of it.
     /// - [`Error::is_closed`]: the pool was closed, here or in the parent before the fork.
-    /// - [`Error::is_unprotected`]: the new connection's descriptors could not be found, so it was closed.
+    /// - [`Error::is_unprotected`]: the new connection's descriptors could not be found, so it was closed; or this is a
+    ///   child that may share its parent's descriptor table (`CLONE_FILES`).
     #[inline]
     pub fn get(&self) -> Result<PooledConnection<M>, Error> {
         self.0.check_out(self.0.config.connection_timeout)
     }
 
-    /// As [`get`](Self::get), with a timeout for this call. Zero: an idle connection now, or a timeout.
+    /// As [`get`](Self::get), with a timeout for this call. Zero: an idle connection now, or a timeout. (Then a
+    /// [test](Builder::test_on_check_out) may still take up to [`connection_timeout`](Builder::connection_timeout): one
+    /// that may take no time would only destroy connections.)
     ///
     /// # Errors
     ///
@@ -147,11 +151,9 @@ impl<M: ManageConnection> Pool<M> {
     ///
     /// [`Error::is_timeout`] when some are still lent then. The pool is closed all the same.
     pub fn close_timeout(&self, timeout: Duration) -> Result<(), Error> {
-        let begin = Instant::now();
+        let deadline = Deadline::after(timeout);
         self.0.close();
-        self.0
-            .wait_until_empty(Deadline::after(timeout))
-            .map_err(|usage| Error::timeout(begin.elapsed().max(timeout), usage, None))
+        self.0.wait_until_empty(deadline).map_err(|usage| Error::timeout(timeout, usage, None))
     }
 
     /// What this process's part of the pool looks like at the moment.

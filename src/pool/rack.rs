@@ -25,6 +25,7 @@
 use crate::Deadline;
 use crate::sync::{Arc, AtomicPtr, Condvar, Mutex, MutexGuard, Ordering::*};
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 use std::ptr;
 use std::sync::PoisonError;
 
@@ -61,6 +62,8 @@ pub(crate) struct Rack<T> {
     queue: Mutex<Queue<T>>,
     /// Signalled when a closed rack loses a connection.
     emptied: Condvar,
+    /// The places are words; this says what they hold: a rack may be shared if its connections may be sent.
+    holds: PhantomData<Mutex<T>>,
 }
 
 struct Queue<T> {
@@ -122,6 +125,7 @@ impl<T> Rack<T> {
             places: (0..size).map(|_| Place(AtomicPtr::new(ptr::null_mut()))).collect(),
             queue: Mutex::new(Queue { closed: false, waiting: VecDeque::new() }),
             emptied: Condvar::new(),
+            holds: PhantomData,
         }
     }
 
@@ -200,18 +204,19 @@ impl<T> Rack<T> {
     }
 
     /// What a return does when [`put`] gave the connection back: to the first in line, or else to its place. When the
-    /// rack is closed the connection is dropped, outside the lock.
-    pub(crate) fn restore(&self, slot: usize, connection: Box<T>) {
+    /// rack is closed the connection is the caller's again, and so is the slot to vacate.
+    #[must_use]
+    pub(crate) fn restore(&self, slot: usize, connection: Box<T>) -> Option<Box<T>> {
         let mut queue = self.lock();
         if queue.closed {
-            drop(queue);
-            drop(connection);
-            self.vacate(slot);
-        } else if let Some(first) = queue.waiting.pop_front() {
+            return Some(connection);
+        }
+        if let Some(first) = queue.waiting.pop_front() {
             first.give(Ok(Taken::Resting(slot, connection)));
         } else {
             self.places[slot].0.store(Box::into_raw(connection), Release);
         }
+        None
     }
 
     /// Gives up a slot whose connection is gone, or was never made.
@@ -343,15 +348,19 @@ mod loom_tests {
         let (rack, holders) = (Arc::new(Rack::new(size)), Arc::new(AtomicUsize::new(0)));
         for _ in 0..resting {
             let slot = rack.take_vacant().unwrap();
-            rack.restore(slot, Box::new(Item { rack: Arc::clone(&rack), slot, holders: Arc::clone(&holders) }));
+            let item = Box::new(Item { rack: Arc::clone(&rack), slot, holders: Arc::clone(&holders) });
+            assert!(rack.restore(slot, item).is_none());
         }
         (rack, holders)
     }
 
     fn give_back(item: Box<Item>) {
         if let Err(item) = put(item, |item| item.rack.place(item.slot)) {
-            let rack = Arc::clone(&item.rack);
-            rack.restore(item.slot, item);
+            let (rack, slot) = (Arc::clone(&item.rack), item.slot);
+            if let Some(item) = rack.restore(slot, item) {
+                drop(item);
+                rack.vacate(slot);
+            }
         }
     }
 
