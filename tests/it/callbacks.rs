@@ -123,6 +123,26 @@ fn an_initialiser_that_forks_makes_two_values() {
     });
 }
 
+/// The client is the parent's, whatever the child's frame says.
+#[test]
+fn a_client_whose_descriptors_are_named_across_a_fork_is_its_parents() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let client = WitnessClient::connect(witness.address()).unwrap();
+        let here = std::process::id();
+        let guarded = fork::Guarded::new(client, |client| {
+            CHILD.store(kit::fork().unwrap_or(0), SeqCst);
+            Descriptors::of(client.stream())
+        });
+        if std::process::id() != here {
+            leave(|| assert!(guarded.is_err()));
+        }
+        assert_eq!(exit_code(CHILD.load(SeqCst)), 0);
+        guarded.unwrap().ask("here").unwrap();
+        assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
 /// A hook that forks: the grandchild runs the hooks from the first, the child goes on with the rest.
 #[test]
 fn a_hook_that_forks_makes_a_child_with_hooks_of_its_own() {

@@ -95,6 +95,31 @@ fn a_hook_may_use_the_pool_panic_register_hooks_and_start_threads() {
     });
 }
 
+/// In a process that is a child itself and had no hooks to run until then.
+#[test]
+fn a_hook_is_not_run_in_the_process_that_registers_it() {
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    clean_process(|| {
+        let witness = Witness::start();
+        let pool = witness.pool();
+        ask(&pool);
+        let (here, nested) = testing::child(|| {
+            fork::on_child(|| {
+                RUNS.fetch_add(1, SeqCst);
+            });
+            ask(&pool);
+            fork::enter();
+            let nested = testing::child(|| {
+                ask(&pool);
+                RUNS.load(SeqCst)
+            });
+            (RUNS.load(SeqCst), nested.join())
+        })
+        .join();
+        assert_eq!((here, nested), (0, 1));
+    });
+}
+
 /// A thread that comes while the hooks run waits for them, and is then served.
 #[test]
 fn other_threads_are_served_when_the_hooks_are_through() {

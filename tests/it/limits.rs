@@ -228,6 +228,35 @@ fn a_connection_that_drips_or_falls_silent_fails_its_test_in_time() {
     });
 }
 
+/// It ends in the middle of its reply: that is no reason to wait for the rest.
+#[test]
+fn a_server_that_dies_in_the_middle_of_a_reply_is_given_up_at_once() {
+    clean_process(|| {
+        let address = server(|mut stream| {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"+O");
+        });
+        let pool = Pool::builder().connection_timeout(Duration::MAX);
+        let pool = pool.build(redis::Client::open(format!("redis://{address}/")).unwrap()).unwrap();
+        let begin = Instant::now();
+        assert!(pool.get().unwrap_err().is_connect());
+        assert!(begin.elapsed() < Duration::from_secs(10));
+    });
+}
+
+/// A pool that never waits still tests its connections, and does not destroy them by that.
+#[test]
+fn a_pool_without_patience_keeps_its_connections() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let pool = Pool::builder().connection_timeout(Duration::ZERO).build(redis.manager()).unwrap();
+        let session = PrivateRedis::ask(&mut pool.get_timeout(Duration::from_secs(10)).unwrap());
+        for _ in 0..5 {
+            assert_eq!(PrivateRedis::session(&pool), session);
+        }
+    });
+}
+
 /// Row 22: the table is full while connecting, in the parent and in a child.
 #[test]
 fn a_full_descriptor_table_is_an_error_and_not_a_leak() {

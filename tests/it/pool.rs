@@ -167,6 +167,58 @@ fn a_panicking_manager_loses_no_slot() {
     pool.get().unwrap();
 }
 
+/// Where a manager panics that is not in `connect`.
+#[test]
+fn a_panic_while_returning_or_closing_loses_no_slot() {
+    struct Panics(&'static str);
+    struct Client(&'static str);
+    impl Drop for Client {
+        fn drop(&mut self) {
+            if self.0 == "close" && !thread::panicking() {
+                panic!("in the goodbye");
+            }
+        }
+    }
+    impl ManageConnection for Panics {
+        type Connection = Client;
+        type Error = io::Error;
+        fn connect(&self) -> io::Result<Client> {
+            Ok(Client(self.0))
+        }
+        fn is_valid(&self, _: &mut Client) -> io::Result<()> {
+            if self.0 == "is_valid" { panic!("in is_valid") } else { Ok(()) }
+        }
+        fn has_broken(&self, _: &mut Client) -> bool {
+            if self.0 == "has_broken" { panic!("in has_broken") } else { false }
+        }
+        fn descriptors(&self, _: &Client) -> Descriptors {
+            Descriptors::none()
+        }
+    }
+    for stage in ["is_valid", "has_broken", "close"] {
+        let pool = Pool::builder().max_size(1).connection_timeout(Duration::from_secs(5)).build(Panics(stage)).unwrap();
+        let panics = (0..6).filter(|_| {
+            let lent = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match (stage, pool.get().unwrap()) {
+                ("close", conn) => PooledConnection::discard(conn),
+                (_, conn) => drop(conn),
+            }));
+            lent.is_err()
+        });
+        assert!(panics.count() >= 3, "{stage}");
+        assert!(pool.state().connections <= 1, "{stage}: and the slot was to be had each time");
+    }
+}
+
+#[test]
+fn with_no_time_the_next_idle_connection_is_tried_when_one_is_not_fit() {
+    let pool = Pool::builder().max_size(3).build(Numbers::default()).unwrap();
+    let held = [pool.get().unwrap(), pool.get().unwrap()];
+    drop(held);
+    pool.manager().invalid.store(1, SeqCst);
+    assert_eq!(pool.try_get().unwrap().0, 2);
+    assert_eq!(pool.get_timeout(Duration::ZERO).unwrap().0, 2);
+}
+
 #[test]
 fn an_invalid_connection_is_replaced_before_it_is_lent() {
     let pool = Pool::builder().max_size(1).build(Numbers::default()).unwrap();
