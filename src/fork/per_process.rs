@@ -97,10 +97,16 @@ impl<T, F> PerProcess<T, F> {
     /// ```
     #[inline]
     pub fn existing(&self) -> Option<&T> {
+        self.existing_in(generation())
+    }
+
+    /// For a caller that has just asked which process this is.
+    #[inline]
+    pub(crate) fn existing_in(&self, here: Generation) -> Option<&T> {
         let newest = self.newest.load(Acquire);
         // SAFETY: `node` published it after writing it; it is freed only with `self`, which is borrowed here.
         let node = unsafe { newest.as_ref() }?;
-        if node.generation != generation() { None } else { node.value.get() }
+        if node.generation != here { None } else { node.value.get() }
     }
 
     /// The node of this process, fresh if there is none yet.

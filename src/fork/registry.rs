@@ -164,7 +164,9 @@ impl Descriptors {
 /// ```
 #[derive(Debug)]
 pub struct Registration {
-    entries: Box<[&'static Entry]>,
+    /// Nearly always all there are: marking it takes no list.
+    first: Option<&'static Entry>,
+    others: Box<[&'static Entry]>,
     known: bool,
     generation: Generation,
     /// The state of the entries afterwards: FREE, because the descriptors may stay open and are their owner's alone from
@@ -191,7 +193,7 @@ impl Registration {
             entry.write(fd, identity);
             entry
         });
-        Ok(Self { entries: entries.collect(), known, generation, leaves: FREE })
+        Ok(Self::of(entries, known, generation))
     }
 
     /// Several as one. None at all counts as unknown.
@@ -201,8 +203,9 @@ impl Registration {
         }
         let known = !parts.is_empty() && parts.iter().all(|part| part.known);
         // The parts' entries live on in the whole, so the parts must not withdraw them.
-        let entries = parts.iter_mut().flat_map(|part| std::mem::take(&mut part.entries)).collect();
-        Self { entries, known, generation: generation(), leaves: FREE }
+        let entries =
+            parts.iter_mut().flat_map(|part| part.first.take().into_iter().chain(std::mem::take(&mut part.others)));
+        Self::of(entries, known, generation())
     }
 
     /// For descriptors that their driver has closed, or is about to: ends what is still open, and keeps their names for the
@@ -210,7 +213,7 @@ impl Registration {
     pub(crate) fn bury(mut self) {
         self.leaves = WITHDRAWN;
         if self.generation == generation() {
-            let sockets = self.entries.iter().map(|entry| entry.descriptor());
+            let sockets = self.entries().map(Entry::descriptor);
             let open = sockets.filter(|&(fd, identity)| sys::is(fd, identity));
             open.for_each(|(fd, _)| sys::shutdown(fd));
         }
@@ -228,7 +231,7 @@ impl Registration {
     /// The first descriptor's number. It is this connection's for as long as the registration is this process's own.
     #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "drivers that hide their socket ask for it"))]
     pub(crate) fn first(&self) -> Option<RawFd> {
-        self.entries.first().map(|entry| entry.descriptor().0)
+        self.first.map(|entry| entry.descriptor().0)
     }
 
     /// From here on something outside the pool may touch the connection. Called before it is handed out, so that a
@@ -246,9 +249,18 @@ impl Registration {
 
     #[inline]
     fn mark(&self, state: u32) {
-        for entry in &self.entries {
+        for entry in self.entries() {
             entry.state.store(state, Release);
         }
+    }
+
+    #[inline]
+    fn entries(&self) -> impl Iterator<Item = &'static Entry> {
+        self.first.into_iter().chain(self.others.iter().copied())
+    }
+
+    fn of(mut entries: impl Iterator<Item = &'static Entry>, known: bool, generation: Generation) -> Self {
+        Self { first: entries.next(), others: entries.collect(), known, generation, leaves: FREE }
     }
 }
 
@@ -288,8 +300,8 @@ struct Copies {
 
 impl Copies {
     fn of(registration: &Registration) -> Self {
-        let mut fds = Vec::with_capacity(registration.entries.len());
-        for entry in &registration.entries {
+        let mut fds = Vec::with_capacity(1);
+        for entry in registration.entries() {
             let (fd, identity) = entry.descriptor();
             if !sys::look(fd).is_some_and(|open| open.is_socket && open.identity == identity) {
                 continue;

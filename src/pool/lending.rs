@@ -43,7 +43,9 @@ struct Local<M: ManageConnection> {
     ready: AtomicBool,
 }
 
-/// A connection and all that belongs to it; lies in the rack, or travels with its guard.
+/// A connection and all that belongs to it; lies in the rack, or travels with its guard. Written at every checkout: no two
+/// share a cache line.
+#[repr(align(64))]
 pub(super) struct Loan<M: ManageConnection> {
     pub(super) client: Guarded<M::Connection>,
     /// When it is too old.
@@ -93,6 +95,7 @@ impl<M: ManageConnection> Shared<M> {
         self.check_out(Duration::ZERO).ok()
     }
 
+    #[inline]
     fn lend(&self, mut loan: Box<Loan<M>>, slot: usize, now: Coarse) -> PooledConnection<M> {
         loan.wilts = now.plus(self.config.idle_timeout);
         loan.client.registration().lend();
@@ -377,7 +380,8 @@ impl<M: ManageConnection> Loan<M> {
     /// The rack that a loan of this process belongs to.
     #[inline]
     pub(super) fn rack(&self) -> &Rack<Self> {
-        self.pool.existing_rack().expect("bug: a loan without its rack")
+        let local = self.pool.local.existing_in(self.client.generation());
+        &local.expect("bug: a loan without its rack").rack
     }
 
     /// Closes the connection and vacates its slot. An inherited one is abandoned.

@@ -1,0 +1,97 @@
+//! The pools, each with eight idle connections and none of them asking a server whether it is still there.
+
+use crate::numbers::{Nulls, Numbers};
+use crossbeam_queue::ArrayQueue;
+use std::hint::black_box;
+use tokio::runtime::{Builder, Runtime};
+
+const CONNECTIONS: u32 = 8;
+
+pub(crate) struct Contender {
+    pub(crate) name: &'static str,
+    /// Checks out and returns so many times, on the calling thread.
+    pub(crate) check_out: Box<dyn Fn(u64) + Sync>,
+}
+
+impl Contender {
+    fn new(name: &'static str, check_out: impl Fn(u64) + Sync + 'static) -> Self {
+        Self { name, check_out: Box::new(check_out) }
+    }
+}
+
+pub(crate) fn contenders() -> Vec<Contender> {
+    vec![
+        array_queue(),
+        forksafe("forksafe", Numbers),
+        forksafe("forksafe, 1 descriptor", Nulls),
+        r2d2(),
+        bb8(),
+        deadpool(),
+    ]
+}
+
+/// No pool, but the floor under any that keeps its connections in a queue.
+fn array_queue() -> Contender {
+    let queue = ArrayQueue::new(CONNECTIONS as usize);
+    (0..CONNECTIONS).for_each(|n| queue.push(n).expect("room"));
+    Contender::new("crossbeam ArrayQueue", move |times| {
+        for _ in 0..times {
+            let connection = black_box(queue.pop().expect("one for each thread"));
+            queue.push(connection).expect("its place");
+        }
+    })
+}
+
+fn forksafe<M: forksafe::ManageConnection>(name: &'static str, manager: M) -> Contender {
+    let pool = forksafe::Pool::builder()
+        .max_size(CONNECTIONS)
+        .min_idle(Some(CONNECTIONS))
+        .test_on_check_out(false)
+        .build(manager)
+        .expect("a pool");
+    Contender::new(name, move |times| {
+        for _ in 0..times {
+            black_box(pool.get().expect("one for each thread"));
+        }
+    })
+}
+
+fn r2d2() -> Contender {
+    let pool = r2d2::Pool::builder().max_size(CONNECTIONS).test_on_check_out(false).build(Numbers).expect("a pool");
+    Contender::new("r2d2", move |times| {
+        for _ in 0..times {
+            black_box(pool.get().expect("one for each thread"));
+        }
+    })
+}
+
+/// For an asynchronous pool the kindest way to be used: one runtime per thread, entered once for all the checkouts.
+fn bb8() -> Contender {
+    let reaper = runtime();
+    let pool = bb8::Pool::builder().max_size(CONNECTIONS).min_idle(CONNECTIONS).test_on_check_out(false);
+    let pool = reaper.block_on(pool.build(Numbers)).expect("a pool");
+    Contender::new("bb8", move |times| {
+        let _alive = &reaper;
+        runtime().block_on(async {
+            for _ in 0..times {
+                black_box(pool.get().await.expect("one for each thread"));
+            }
+        });
+    })
+}
+
+fn deadpool() -> Contender {
+    let pool = deadpool::managed::Pool::<Numbers>::builder(Numbers).max_size(CONNECTIONS as usize);
+    let pool = pool.build().expect("a pool");
+    Contender::new("deadpool", move |times| {
+        runtime().block_on(async {
+            for _ in 0..times {
+                let _returned = black_box(pool.get().await.expect("one for each thread"));
+            }
+        });
+    })
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
+}

@@ -1,0 +1,94 @@
+//! Connections that are numbers: what is left is what the pool itself costs.
+
+use forksafe::fork::Descriptors;
+use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+
+/// A manager, of any of the pools, whose connections reach nowhere.
+pub(crate) struct Numbers;
+
+impl forksafe::ManageConnection for Numbers {
+    type Connection = u32;
+    type Error = Infallible;
+
+    fn connect(&self) -> Result<u32, Infallible> {
+        Ok(1)
+    }
+    fn is_valid(&self, _: &mut u32) -> Result<(), Infallible> {
+        Ok(())
+    }
+    fn has_broken(&self, _: &mut u32) -> bool {
+        false
+    }
+    fn descriptors(&self, _: &u32) -> Descriptors {
+        Descriptors::none()
+    }
+}
+
+impl r2d2::ManageConnection for Numbers {
+    type Connection = u32;
+    type Error = Infallible;
+
+    fn connect(&self) -> Result<u32, Infallible> {
+        Ok(1)
+    }
+    fn is_valid(&self, _: &mut u32) -> Result<(), Infallible> {
+        Ok(())
+    }
+    fn has_broken(&self, _: &mut u32) -> bool {
+        false
+    }
+}
+
+impl bb8::ManageConnection for Numbers {
+    type Connection = u32;
+    type Error = Infallible;
+
+    async fn connect(&self) -> Result<u32, Infallible> {
+        Ok(1)
+    }
+    async fn is_valid(&self, _: &mut u32) -> Result<(), Infallible> {
+        Ok(())
+    }
+    fn has_broken(&self, _: &mut u32) -> bool {
+        false
+    }
+}
+
+impl deadpool::managed::Manager for Numbers {
+    type Type = u32;
+    type Error = Infallible;
+
+    async fn create(&self) -> Result<u32, Infallible> {
+        Ok(1)
+    }
+    async fn recycle(
+        &self,
+        _: &mut u32,
+        _: &deadpool::managed::Metrics,
+    ) -> deadpool::managed::RecycleResult<Infallible> {
+        Ok(())
+    }
+}
+
+/// As [`Numbers`], with one descriptor that a child has to drop: a checkout says that it is lent, a return that it is not.
+pub(crate) struct Nulls;
+
+impl forksafe::ManageConnection for Nulls {
+    type Connection = File;
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<File> {
+        File::open("/dev/null")
+    }
+    fn is_valid(&self, _: &mut File) -> io::Result<()> {
+        Ok(())
+    }
+    fn has_broken(&self, _: &mut File) -> bool {
+        false
+    }
+    fn descriptors(&self, null: &File) -> Descriptors {
+        Descriptors::of(null)
+    }
+}
