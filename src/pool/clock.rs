@@ -16,10 +16,20 @@ impl Coarse {
             .map_or(Self(0), |time| Self(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64))
     }
 
-    /// This long after; more than the clock can hold, or no time at all, is never.
+    /// This long after; more than the clock can hold is never.
     #[inline]
-    pub(super) fn plus(self, time: Option<Duration>) -> Self {
-        let nanos = time.and_then(|time| u64::try_from(time.as_nanos()).ok());
-        nanos.and_then(|nanos| self.0.checked_add(nanos)).map_or(Self::NEVER, Self)
+    pub(super) fn plus(self, time: Span) -> Self {
+        Self(self.0.saturating_add(time.0))
+    }
+}
+
+/// A length of time on that clock, worked out once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span(u64);
+
+impl Span {
+    /// No limit is for ever, and so is more than the clock can hold.
+    pub(super) fn of(time: Option<Duration>) -> Self {
+        Self(time.and_then(|time| u64::try_from(time.as_nanos()).ok()).unwrap_or(u64::MAX))
     }
 }

@@ -6,7 +6,7 @@
 
 use super::PooledConnection;
 use super::builder::Config;
-use super::clock::Coarse;
+use super::clock::{Coarse, Span};
 use super::rack::{Rack, Refusal, Taken};
 use crate::addresses::Addresses;
 use crate::error::{Source, Usage};
@@ -28,6 +28,8 @@ const CONNECTS: u32 = 8;
 /// What the handles of a pool share, in every process; all that changes is in `local`.
 pub(super) struct Shared<M: ManageConnection> {
     pub(super) config: Config,
+    idle_timeout: Span,
+    max_lifetime: Span,
     pub(super) manager: M,
     addresses: Arc<Addresses>,
     local: PerProcess<Local<M>, ()>,
@@ -65,6 +67,8 @@ impl<M: ManageConnection> Shared<M> {
     pub(super) fn new(config: Config, manager: M) -> Arc<Self> {
         let addresses = Arc::new(Addresses::resolve(manager.hosts()));
         Arc::new(Self {
+            idle_timeout: Span::of(config.idle_timeout),
+            max_lifetime: Span::of(config.max_lifetime),
             config,
             manager,
             addresses,
@@ -97,7 +101,7 @@ impl<M: ManageConnection> Shared<M> {
 
     #[inline]
     fn lend(&self, mut loan: Box<Loan<M>>, slot: usize, now: Coarse) -> PooledConnection<M> {
-        loan.wilts = now.plus(self.config.idle_timeout);
+        loan.wilts = now.plus(self.idle_timeout);
         loan.client.registration().lend();
         NEAR.set(slot);
         PooledConnection::new(loan, slot)
@@ -202,7 +206,7 @@ impl<M: ManageConnection> Shared<M> {
                 continue;
             }
             let now = Coarse::now();
-            let dies = now.plus(self.config.max_lifetime);
+            let dies = now.plus(self.max_lifetime);
             return Ok(Some(Box::new(Loan { client, dies, wilts: Coarse::NEVER, pool: Arc::clone(self) })));
         }
         unreachable!("bug: the last connect is kept")
@@ -267,7 +271,7 @@ impl<M: ManageConnection> Shared<M> {
                 opened = 0;
                 continue;
             };
-            loan.wilts = Coarse::now().plus(self.config.idle_timeout);
+            loan.wilts = Coarse::now().plus(self.idle_timeout);
             loan.client.registration().rest();
             self.take_back(vacancy.keep(), loan);
             opened += 1;
