@@ -6,17 +6,21 @@ use forksafe::testing::{self, Outcome, Witness, WitnessClient, WitnessManager, c
 use forksafe::{ManageConnection, Pool};
 use std::cell::Cell;
 use std::io;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering::SeqCst};
+use std::sync::{Mutex, OnceLock};
+use std::thread;
 
-thread_local!(static FORK_AT: Cell<&'static str> = const { Cell::new("") });
+thread_local! {
+    static FORK_AT: Cell<&'static str> = const { Cell::new("") };
+    static FORK_BY: Cell<fn() -> Option<i32>> = const { Cell::new(kit::fork) };
+}
 static CHILD: AtomicI32 = AtomicI32::new(0);
 
 /// Forks here if that was asked for, once. In the child it just goes on, as in the parent.
 fn callback(name: &str) {
     if FORK_AT.get() == name {
         FORK_AT.set("");
-        CHILD.store(kit::fork().unwrap_or(0), SeqCst);
+        CHILD.store(FORK_BY.get()().unwrap_or(0), SeqCst);
     }
 }
 
@@ -64,7 +68,14 @@ fn session(pool: &Pool<Forks>) -> u64 {
 #[test]
 fn a_child_that_was_forked_in_a_callback_starts_over() {
     clean_process(|| {
-        for stage in ["connect", "failing connect", "is_valid", "has_broken", "close"] {
+        let stages = ["connect", "failing connect", "is_valid", "has_broken", "close"];
+        // Without the handlers it is the look at the generation after the callback that tells the child what it is.
+        let ways = [kit::fork as fn() -> Option<i32>, kit::raw_fork];
+        let all = stages.into_iter().flat_map(|stage| ways.map(|way| (stage, way)));
+        // But not after a goodbye, which is said before the child comes to anything of ours.
+        let sound = |&(stage, way): &(&str, _)| !(stage == "close" && std::ptr::fn_addr_eq(way, ways[1]));
+        for (stage, way) in all.filter(sound) {
+            FORK_BY.set(way);
             let witness = Witness::start();
             let pool = Pool::builder().max_size(2).build(Forks(witness.manager())).unwrap();
             let before = (stage != "connect" && stage != "failing connect").then(|| session(&pool));
@@ -82,7 +93,10 @@ fn a_child_that_was_forked_in_a_callback_starts_over() {
             if std::process::id() != here {
                 leave(|| {
                     let own = session(&pool);
-                    assert!(stage == "failing connect" || got.is_none_or(|got| stage == "has_broken" || got == own));
+                    assert!(
+                        got.is_none_or(|got| stage == "has_broken" || got == own),
+                        "nor does the parent's error count"
+                    );
                     assert_eq!(pool.state().connections, 1, "and nothing is lost");
                     // Both slots can be had.
                     let both = [pool.get().unwrap(), pool.get().unwrap()];
@@ -96,6 +110,203 @@ fn a_child_that_was_forked_in_a_callback_starts_over() {
                 _ => drop(session(&pool)),
             }
             assert_eq!(witness.violations(), Vec::<String>::new(), "{stage}");
+        }
+    });
+}
+
+/// Two are wanted, and the fork comes when one of them is there: the child opens two of its own, and says so.
+#[test]
+fn a_child_that_was_forked_in_a_warm_up_starts_over() {
+    struct ForksAtSecond(Forks, AtomicU32);
+    impl ManageConnection for ForksAtSecond {
+        type Connection = Client;
+        type Error = io::Error;
+        fn connect(&self) -> io::Result<Client> {
+            if self.1.fetch_add(1, SeqCst) == 1 {
+                FORK_AT.set("connect");
+            }
+            self.0.connect()
+        }
+        fn is_valid(&self, conn: &mut Client) -> io::Result<()> {
+            self.0.is_valid(conn)
+        }
+        fn has_broken(&self, conn: &mut Client) -> bool {
+            self.0.has_broken(conn)
+        }
+        fn descriptors(&self, conn: &Client) -> Descriptors {
+            self.0.descriptors(conn)
+        }
+    }
+    clean_process(|| {
+        let witness = Witness::start();
+        let here = std::process::id();
+        let pool = Pool::new(ForksAtSecond(Forks(witness.manager()), AtomicU32::new(0))).unwrap();
+        let opened = pool.warm_up(2);
+        if std::process::id() != here {
+            leave(|| assert_eq!((opened.unwrap(), pool.state().idle_connections), (2, 2)));
+        }
+        assert_eq!(exit_code(CHILD.load(SeqCst)), 0);
+        assert_eq!((opened.unwrap(), pool.state().idle_connections), (2, 2));
+        assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
+/// The fork comes in the test of a connection, while others queue for it and the lock of their queue is never long free:
+/// the child gives the slot back to nobody.
+#[test]
+fn a_child_that_was_forked_in_a_callback_leaves_its_parents_queue_alone() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let pool = Pool::builder().max_size(1).build(Forks(witness.manager())).unwrap();
+        session(&pool);
+        let here = std::process::id();
+        for _ in 0..40 {
+            let held = Mutex::new(Some(pool.get().unwrap()));
+            let (tested, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+            thread::scope(|scope| {
+                let _stop = kit::StopOnDrop(&stop);
+                // The first in line tests what it gets, and forks.
+                scope.spawn(|| {
+                    FORK_AT.set("is_valid");
+                    let conn = pool.get();
+                    if std::process::id() != here {
+                        leave(|| drop(conn.unwrap().0.ask("who am I to you").unwrap()));
+                    }
+                    let _tested = kit::WhenDropped(|| tested.store(true, SeqCst));
+                    assert_eq!(exit_code(CHILD.load(SeqCst)), 0, "the child that was forked in the middle");
+                });
+                while pool.state().waiting < 1 {
+                    thread::yield_now();
+                }
+                scope.spawn(|| drop(pool.get().unwrap()));
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        while !stop.load(SeqCst) {
+                            pool.state();
+                        }
+                    });
+                }
+                while pool.state().waiting < 2 {
+                    thread::yield_now();
+                }
+                drop(held.lock().unwrap().take());
+                while !tested.load(SeqCst) {
+                    thread::yield_now();
+                }
+            });
+        }
+        assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
+/// The child comes out of its parent's goodbye with a connection of its own in the slot that the parent gives up.
+#[test]
+fn a_child_that_was_forked_in_a_goodbye_keeps_the_slots_that_it_has() {
+    static POOL: OnceLock<Pool<UsesPool>> = OnceLock::new();
+    struct UsesPool(WitnessManager);
+    struct Uses(Option<WitnessClient>);
+    impl Drop for Uses {
+        fn drop(&mut self) {
+            if FORK_AT.get() == "goodbye" {
+                callback("goodbye");
+                if CHILD.load(SeqCst) == 0 {
+                    drop(POOL.get().unwrap().get().unwrap());
+                }
+            }
+        }
+    }
+    impl ManageConnection for UsesPool {
+        type Connection = Uses;
+        type Error = io::Error;
+        fn connect(&self) -> io::Result<Uses> {
+            self.0.connect().map(|client| Uses(Some(client)))
+        }
+        fn is_valid(&self, _: &mut Uses) -> io::Result<()> {
+            Ok(())
+        }
+        fn has_broken(&self, _: &mut Uses) -> bool {
+            false
+        }
+        fn descriptors(&self, conn: &Uses) -> Descriptors {
+            Descriptors::of(conn.0.as_ref().unwrap().stream())
+        }
+    }
+    clean_process(|| {
+        let witness = Witness::start();
+        let pool = POOL.get_or_init(|| Pool::new(UsesPool(witness.manager())).unwrap());
+        let here = std::process::id();
+        let conn = pool.get().unwrap();
+        FORK_AT.set("goodbye");
+        forksafe::PooledConnection::discard(conn);
+        if std::process::id() != here {
+            leave(|| assert_eq!((pool.state().connections, pool.state().idle_connections), (1, 1)));
+        }
+        assert_eq!(exit_code(CHILD.load(SeqCst)), 0);
+        assert_eq!(pool.state().connections, 0);
+    });
+}
+
+/// A fork in the test of a connection: the driver's frame in the child still has it, and finds a dead socket.
+#[test]
+fn a_connection_under_test_keeps_its_number_in_a_child() {
+    struct Looks(WitnessManager);
+    impl ManageConnection for Looks {
+        type Connection = WitnessClient;
+        type Error = io::Error;
+        fn connect(&self) -> io::Result<WitnessClient> {
+            self.0.connect()
+        }
+        fn is_valid(&self, conn: &mut WitnessClient) -> io::Result<()> {
+            use std::os::fd::AsRawFd;
+            let (number, name) = (conn.stream().as_raw_fd(), testing::socket_of(conn.stream()));
+            let there = testing::child(|| testing::descriptors(std::process::id()).get(&number).cloned()).join();
+            assert!(there.as_ref().is_some_and(|there| there.starts_with("socket:") && *there != name), "{there:?}");
+            Ok(())
+        }
+        fn has_broken(&self, _: &mut WitnessClient) -> bool {
+            false
+        }
+        fn descriptors(&self, conn: &WitnessClient) -> Descriptors {
+            Descriptors::of(conn.stream())
+        }
+    }
+    clean_process(|| {
+        let witness = Witness::start();
+        let pool = Pool::new(Looks(witness.manager())).unwrap();
+        drop(pool.get().unwrap());
+        drop(pool.get().unwrap());
+        assert_eq!(pool.state().connections, 1);
+    });
+}
+
+/// What an initialiser made in its parent's frame is not the child's to drop; and neither is the parent's failure its own.
+#[test]
+fn the_child_of_an_initialiser_that_forks_drops_nothing_and_tries_again() {
+    static DROPS: AtomicU32 = AtomicU32::new(0);
+    struct Counts;
+    impl Drop for Counts {
+        fn drop(&mut self) {
+            DROPS.fetch_add(1, SeqCst);
+        }
+    }
+    clean_process(|| {
+        let here = std::process::id();
+        for fails in [false, true] {
+            let calls = AtomicU32::new(0);
+            let value = PerProcess::new(|| {
+                let first = calls.fetch_add(1, SeqCst) == 0;
+                if first {
+                    CHILD.store(kit::fork().unwrap_or(0), SeqCst);
+                }
+                if first && fails { Err("on purpose") } else { Ok(Counts) }
+            });
+            let got = value.try_get().map(drop);
+            if std::process::id() != here {
+                leave(|| assert_eq!((got, calls.load(SeqCst), DROPS.load(SeqCst)), (Ok(()), 2, 0)));
+            }
+            assert_eq!(exit_code(CHILD.load(SeqCst)), 0, "fails: {fails}");
+            assert_eq!(got.is_err(), fails);
+            std::mem::forget(value);
         }
     });
 }

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// This process's connected sockets whose peer is `server`.
-fn sockets_to(server: SocketAddr) -> Vec<RawFd> {
+pub(crate) fn sockets_to(server: SocketAddr) -> Vec<RawFd> {
     let all = testing::descriptors(std::process::id()).into_iter();
     let sockets = all.filter(|(_, name)| name.starts_with("socket:"));
     sockets.map(|(fd, _)| fd).filter(|&fd| with_stream(fd, |stream| stream.peer_addr().ok()) == Some(server)).collect()

@@ -129,7 +129,7 @@ fn other_threads_are_served_when_the_hooks_are_through() {
         let witness = Witness::start();
         let pool: &'static Pool<_> = Box::leak(Box::new(witness.pool()));
         fork::on_child(|| {
-            STARTED.store(1, SeqCst);
+            STARTED.fetch_add(1, SeqCst);
             let begin = Instant::now();
             while begin.elapsed() < Duration::from_millis(100) {
                 thread::yield_now();
@@ -144,7 +144,47 @@ fn other_threads_are_served_when_the_hooks_are_through() {
             ask(pool);
             assert_eq!(THROUGH.load(SeqCst), 1);
             runner.join().unwrap();
+            assert_eq!(STARTED.load(SeqCst), 1, "and does not run them again");
         })
         .join();
+    });
+}
+
+/// Without the test an idle connection is lent on a shorter way; it is as closed while the hooks run.
+#[test]
+fn other_threads_wait_for_the_hooks_even_when_a_connection_is_idle() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let pool = witness.builder().test_on_check_out(false).build(witness.manager()).unwrap();
+        ask(&pool);
+        let used = pool.clone();
+        fork::on_child(move || {
+            ask(&used);
+            assert_eq!(used.state().idle_connections, 1);
+            let other = used.clone();
+            let refused =
+                thread::spawn(move || other.get_timeout(Duration::from_millis(100)).map(drop)).join().unwrap();
+            // A panic here would only be reported.
+            WAITED.store(u32::from(refused.is_err_and(|error| error.is_timeout())), SeqCst);
+        });
+        static WAITED: AtomicU32 = AtomicU32::new(0);
+        let waited = testing::child(|| {
+            ask(&pool);
+            WAITED.load(SeqCst)
+        });
+        assert_eq!(waited.join(), 1);
+    });
+}
+
+/// `try_get` is a use as `get` is.
+#[test]
+fn a_fallible_per_process_value_runs_the_hooks_as_well() {
+    static RAN: AtomicU32 = AtomicU32::new(0);
+    static VALUE: PerProcess<u32, fn() -> Result<u32, ()>> = PerProcess::new(|| Ok(RAN.load(SeqCst)));
+    clean_process(|| {
+        fork::on_child(|| {
+            RAN.fetch_add(1, SeqCst);
+        });
+        assert_eq!(testing::child(|| VALUE.try_get().copied()).join(), Ok(1), "before the value is made");
     });
 }

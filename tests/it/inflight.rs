@@ -1,6 +1,6 @@
 //! Row 6: the fork comes while another thread is in the middle of something.
 
-use crate::kit::{Door, ask};
+use crate::kit::{Door, WhenDropped, ask};
 use forksafe::fork::Descriptors;
 use forksafe::testing::{self, Witness, WitnessClient, WitnessManager, clean_process};
 use forksafe::{ManageConnection, Pool};
@@ -232,5 +232,106 @@ fn a_fork_during_a_build_harms_nobody() {
             assert_eq!(manager.connects.load(SeqCst), 3, "the overlapped one was done again");
         });
         assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
+/// A fork that another library holds up, after our prepare handler has counted it and before the kernel copies anything.
+mod held_up {
+    use super::*;
+    use std::sync::OnceLock;
+
+    static DOORS: OnceLock<(Door, Door)> = OnceLock::new();
+
+    extern "C" fn prepare() {
+        if let Some((begun, go_on)) = DOORS.get() {
+            begun.open();
+            go_on.pass();
+        }
+    }
+
+    /// Prepare handlers run in the reverse order of their registration, so this must come before the first use.
+    pub(super) fn begin() {
+        // SAFETY: a function that stays, and never unwinds.
+        assert_eq!(unsafe { libc::pthread_atfork(Some(prepare), None, None) }, 0);
+    }
+
+    /// Runs `during` while a fork is in progress.
+    pub(super) fn fork<T>(during: impl FnOnce() -> T) -> T {
+        DOORS.set((Door::new(), Door::new())).ok().unwrap();
+        let (begun, go_on) = DOORS.get().unwrap();
+        thread::scope(|scope| {
+            let forks = scope.spawn(|| testing::child(|| ()).join());
+            begun.pass();
+            let value = {
+                let _go_on = WhenDropped(|| go_on.open());
+                during()
+            };
+            forks.join().unwrap();
+            value
+        })
+    }
+}
+
+/// Counts its connects; each takes as long as there is time, if it is told so.
+struct Counts {
+    inner: WitnessManager,
+    connects: AtomicU32,
+    takes_its_time: bool,
+}
+
+impl ManageConnection for Counts {
+    type Connection = WitnessClient;
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<WitnessClient> {
+        self.connects.fetch_add(1, SeqCst);
+        self.inner.connect()
+    }
+    fn connect_within(&self, at: &mut forksafe::Attempt) -> io::Result<WitnessClient> {
+        while self.takes_its_time && !at.deadline().is_over() {
+            thread::yield_now();
+        }
+        let client = self.connect()?;
+        at.own(self.descriptors(&client));
+        Ok(client)
+    }
+    fn is_valid(&self, conn: &mut WitnessClient) -> io::Result<()> {
+        self.inner.is_valid(conn)
+    }
+    fn has_broken(&self, conn: &mut WitnessClient) -> bool {
+        self.inner.has_broken(conn)
+    }
+    fn descriptors(&self, conn: &WitnessClient) -> Descriptors {
+        self.inner.descriptors(conn)
+    }
+}
+
+/// A fork that had begun before the connect counts as well; and one that does not end does not take the pool down.
+#[test]
+fn a_connect_in_the_middle_of_a_long_fork_is_done_eight_times_and_then_kept() {
+    clean_process(|| {
+        held_up::begin();
+        let witness = Witness::start();
+        let manager = Counts { inner: witness.manager(), connects: AtomicU32::new(0), takes_its_time: false };
+        let pool = Pool::new(manager).unwrap();
+        forksafe::fork::generation();
+        let kept = held_up::fork(|| pool.get().unwrap().ask("still").unwrap().connection);
+        assert_eq!(pool.manager().connects.load(SeqCst), 8);
+        assert_eq!(pool.get().unwrap().ask("still").unwrap().connection, kept);
+        assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
+/// Only as long as there is time: a connection at the deadline is better than an error.
+#[test]
+fn an_overlapped_connect_is_not_done_again_after_its_deadline() {
+    clean_process(|| {
+        held_up::begin();
+        let witness = Witness::start();
+        let manager = Counts { inner: witness.manager(), connects: AtomicU32::new(0), takes_its_time: true };
+        let pool = Pool::new(manager).unwrap();
+        forksafe::fork::generation();
+        held_up::fork(|| drop(pool.get_timeout(std::time::Duration::from_millis(50)).unwrap()));
+        assert_eq!(pool.manager().connects.load(SeqCst), 1);
     });
 }

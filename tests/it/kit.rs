@@ -40,6 +40,15 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
+/// Does something when it is dropped: by unwinding code, say.
+pub(crate) struct WhenDropped<F: FnMut()>(pub(crate) F);
+
+impl<F: FnMut()> Drop for WhenDropped<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// The ways that this machine permits; says which it does not.
 pub(crate) fn ways() -> impl Iterator<Item = Way> {
     Way::ALL.iter().copied().filter(|way| match way.available() {
@@ -61,6 +70,10 @@ pub(crate) fn kill(pid: u32, signal: i32) {
     assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0, "kill: {}", io::Error::last_os_error());
 }
 
+/// What [`leave`] ends a child with if all was well. Not 0: that is how a process ends whose last thread does, as the one
+/// of a child that panics on its way to `leave` and unwinds into the harness.
+const LEFT: i32 = 90;
+
 /// A bare fork: returns twice. The child must leave by [`leave`].
 pub(crate) fn fork() -> Option<i32> {
     // SAFETY: the tests of this program are about what a child may do.
@@ -71,14 +84,24 @@ pub(crate) fn fork() -> Option<i32> {
     }
 }
 
-/// Ends a child of [`fork`]: 0 if `body` did not panic.
+/// A fork that runs no handlers: returns twice, as [`fork`].
+pub(crate) fn raw_fork() -> Option<i32> {
+    // SAFETY: as in `fork`.
+    match unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(libc::SIGCHLD), 0, 0, 0, 0) } {
+        0 => None,
+        child if child > 0 => Some(child as i32),
+        _ => panic!("clone: {}", io::Error::last_os_error()),
+    }
+}
+
+/// Ends a child of [`fork`]. Its [`exit_code`] is 0 if `body` did not panic.
 pub(crate) fn leave(body: impl FnOnce()) -> ! {
     let ok = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_ok();
     // SAFETY: ends the process.
-    unsafe { libc::_exit(i32::from(!ok)) }
+    unsafe { libc::_exit(if ok { LEFT } else { 1 }) }
 }
 
-/// How a child of [`fork`] ended.
+/// How a child of [`fork`] ended: 0 if it came to [`leave`] and its body did not panic.
 #[track_caller]
 pub(crate) fn exit_code(child: i32) -> i32 {
     let until = std::time::Instant::now() + forksafe::testing::patience();
@@ -91,7 +114,12 @@ pub(crate) fn exit_code(child: i32) -> i32 {
         }
         std::thread::yield_now();
     }
-    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) }
+    match (libc::WIFEXITED(status), libc::WEXITSTATUS(status)) {
+        (true, LEFT) => 0,
+        (true, 0) => panic!("child {child} ended on its way to `leave`"),
+        (true, code) => code,
+        (false, _) => -libc::WTERMSIG(status),
+    }
 }
 
 /// The connection's number at the witness, and that the answer is to the question.

@@ -1,15 +1,17 @@
 //! Rows 3, 4, 5, 16: connections that were lent when the fork came.
 
+use crate::churn::sockets_to;
 use crate::kit::Door;
 use crate::servers::{Server, scenarios};
 use forksafe::testing::{self, Outcome, Witness, clean_process};
-use forksafe::{PooledConnection, fork};
+use forksafe::{ManageConnection, Pool, PooledConnection, fork};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
@@ -20,7 +22,7 @@ scenarios! {
         let pool = server.pool();
         let mut held = Some(pool.get().unwrap());
         let session = S::ask(held.as_mut().unwrap());
-        for deed in ["use", "drop", "forget", "discard", "unwind", "keep"] {
+        for deed in ["use", "look", "drop", "forget", "discard", "detach", "unwind", "keep"] {
             let child = testing::child(|| {
                 let mut guard = held.take().unwrap();
                 assert!(PooledConnection::is_inherited(&guard));
@@ -29,21 +31,27 @@ scenarios! {
                 assert!(PooledConnection::try_as_mut(&mut guard).is_err_and(|error| error.is_inherited()));
                 match deed {
                     "use" => drop(S::ask(&mut guard)),
+                    "look" => _ = &*guard,
                     "drop" => drop(guard),
                     "forget" => std::mem::forget(guard),
-                    "discard" => PooledConnection::discard(guard),
+                    "discard" => {
+                        let own = S::session(&pool);
+                        PooledConnection::discard(guard);
+                        assert_eq!((S::session(&pool), pool.state().connections), (own, 1), "its slot is the parent's");
+                    }
+                    "detach" => assert!(PooledConnection::detach(guard).is_err_and(|error| error.is_inherited())),
                     "unwind" => panic!("through the guard"),
                     _ => assert_ne!(S::session(&pool), session),
                 }
             });
             let parent = std::process::id();
             match (deed, child.outcome()) {
-                ("use", Outcome::Panicked { message, .. }) => {
+                ("use" | "look", Outcome::Panicked { message, .. }) => {
                     assert!(message.contains(&format!("process {parent} ")), "{message}");
                     assert!(message.contains("inherited") && message.contains("Pool::get()"), "{message}");
                 }
                 ("unwind", Outcome::Panicked { message, .. }) => assert_eq!(message, "through the guard"),
-                ("use" | "unwind", other) => panic!("{deed}: {other:?}"),
+                ("use" | "look" | "unwind", other) => panic!("{deed}: {other:?}"),
                 (_, Outcome::Returned(())) => {}
                 (_, other) => panic!("{deed}: {other:?}"),
             }
@@ -214,5 +222,74 @@ fn what_was_borrowed_before_the_fork_finds_a_dead_socket() {
         println!("the borrowed client in the child: {}", error.join());
         assert_eq!(borrowed.ask("after").unwrap().connection, session);
         witness.judge();
+    });
+}
+
+/// Neither a question to the manager nor the client's own `Drop`: an inherited client is abandoned.
+#[test]
+fn an_inherited_client_is_let_be() {
+    static TOUCHED: AtomicU32 = AtomicU32::new(0);
+    struct Touched;
+    struct Notices;
+    impl Drop for Touched {
+        fn drop(&mut self) {
+            TOUCHED.fetch_add(1, SeqCst);
+        }
+    }
+    impl ManageConnection for Notices {
+        type Connection = Touched;
+        type Error = io::Error;
+        fn connect(&self) -> io::Result<Touched> {
+            Ok(Touched)
+        }
+        fn is_valid(&self, _: &mut Touched) -> io::Result<()> {
+            Ok(())
+        }
+        fn has_broken(&self, _: &mut Touched) -> bool {
+            TOUCHED.fetch_add(1, SeqCst);
+            false
+        }
+        fn descriptors(&self, _: &Touched) -> fork::Descriptors {
+            fork::Descriptors::none()
+        }
+    }
+    clean_process(|| {
+        let pool = Pool::new(Notices).unwrap();
+        let mut held = Some(pool.get().unwrap());
+        let mut guarded = Some(fork::Guarded::new(Touched, |_| fork::Descriptors::none()).unwrap());
+        let touched = testing::child(|| {
+            drop((held.take(), guarded.take()));
+            TOUCHED.load(SeqCst)
+        });
+        assert_eq!(touched.join(), 0);
+        drop((held, guarded));
+        assert_eq!(TOUCHED.load(SeqCst), 2, "and here it is asked about, or closed");
+    });
+}
+
+/// A dead socket keeps the number of what was lent; the number of what lay idle is free.
+#[test]
+fn numbers_of_lent_connections_stay_taken_and_those_of_idle_ones_are_free() {
+    clean_process(|| {
+        let witness = Witness::start();
+        // Taken out of the rack by way of the test, and as it is.
+        for test in [true, false] {
+            let builder = Pool::builder().max_size(3).min_idle(Some(3)).test_on_check_out(test);
+            let pool = builder.build(witness.manager()).unwrap();
+            // SAFETY: takes numbers.
+            let is_open = |number: &i32| unsafe { libc::fcntl(*number, libc::F_GETFD) >= 0 };
+            let taken = |lent: &[i32]| {
+                let numbers = sockets_to(witness.address());
+                assert_eq!(numbers.len(), 3);
+                let there = testing::child(|| numbers.iter().copied().filter(is_open).collect::<Vec<_>>());
+                assert_eq!(there.join(), lent, "test_on_check_out({test})");
+            };
+            taken(&[]);
+            let held = pool.get().unwrap();
+            taken(&[held.stream().as_raw_fd()]);
+            drop(held);
+            taken(&[]);
+            pool.disconnect();
+        }
     });
 }

@@ -1,6 +1,6 @@
 //! Bad input, dead servers, full tables: each a clear error in time, and the pool usable afterwards. Row 24 and 25.
 
-use crate::kit::ask;
+use crate::kit::{Door, ask};
 use crate::servers::Server;
 use forksafe::testing::{self, PrivateRedis, Witness, clean_process};
 use forksafe::{Error, Pool};
@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -194,7 +196,12 @@ fn a_silent_server_is_given_up_in_time() {
 #[test]
 fn a_dripping_server_is_given_up_in_time() {
     clean_process(|| {
-        for (reply, url) in [(&b"+OK"[..], "redis://"), (b"-ERR a very long story", "redis://:password@")] {
+        for (reply, url) in [
+            (&b"+OK"[..], "redis://"),
+            (b"-ERR a very long story", "redis://:password@"),
+            // The first of two is whole.
+            (b"+OK\r\n+", "redis://:password@"),
+        ] {
             let address = dripping(reply);
             let pool = redis_pool(&format!("{url}{address}/"));
             let error = fails_within(&pool, Duration::from_millis(500));
@@ -288,5 +295,85 @@ fn a_full_descriptor_table_is_an_error_and_not_a_leak() {
         assert_eq!(PrivateRedis::session(&pool), session);
         ask(&other);
         witness.judge();
+    });
+}
+
+/// The driver waits for each reply anew: a server that takes its time for the first has less for the second.
+#[test]
+fn a_server_that_is_slow_to_answer_the_first_of_two_questions_is_given_up_in_time() {
+    clean_process(|| {
+        let timeout = Duration::from_secs(4);
+        let address = server(move |mut stream| {
+            let mut asked = [0; 1024];
+            let _ = stream.read(&mut asked);
+            thread::sleep(timeout * 7 / 8);
+            let _ = stream.write_all(b"+OK\r\n");
+            while stream.read(&mut asked).is_ok_and(|n| n > 0) {}
+        });
+        let error = fails_within(&redis_pool(&format!("redis://:password@{address}/7")), timeout);
+        assert!(error.is_connect(), "{error}");
+    });
+}
+
+/// A server that waits for a word from the test before it answers. Says when it was asked, is told when to answer, and
+/// says when the stream has ended.
+fn told(answer: &'static [u8]) -> (SocketAddr, Arc<(Door, Door)>, mpsc::Receiver<()>) {
+    let (ends, ended) = mpsc::channel();
+    let doors = Arc::new((Door::new(), Door::new()));
+    let (listener, theirs) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::clone(&doors));
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+        theirs.0.open();
+        theirs.1.pass();
+        stream.write_all(answer).unwrap();
+        // Whatever else comes, until the end of the stream.
+        while stream.read(&mut [0; 1024]).is_ok_and(|n| n > 0) {}
+        let _ = ends.send(());
+    });
+    (address, doors, ended)
+}
+
+fn copy_of_the_socket_to(address: SocketAddr) -> OwnedFd {
+    let sockets = crate::churn::sockets_to(address);
+    assert_eq!(sockets.len(), 1);
+    // SAFETY: it is open while the thread that connects waits for the server.
+    unsafe { BorrowedFd::borrow_raw(sockets[0]) }.try_clone_to_owned().unwrap()
+}
+
+/// A child that another thread forks has a copy of the socket that its memory does not name yet: it ends with the attempt.
+#[test]
+fn a_connect_that_fails_leaves_no_live_copy_of_its_socket() {
+    clean_process(|| {
+        let (address, doors, ended) = told(b"-WRONGPASS no\r\n+OK\r\n");
+        let pool = redis_pool(&format!("redis://:password@{address}/"));
+        thread::scope(|scope| {
+            let connects = scope.spawn(|| pool.get().map(drop));
+            doors.0.pass();
+            let copy = copy_of_the_socket_to(address);
+            doors.1.open();
+            assert!(connects.join().unwrap().unwrap_err().is_connect());
+            ended.recv_timeout(testing::patience()).expect("the server sees the end");
+            drop(copy);
+        });
+    });
+}
+
+/// Two descriptors have the mark: which is the driver's own cannot be told, so neither is.
+#[test]
+fn a_socket_that_cannot_be_told_from_another_is_refused() {
+    clean_process(|| {
+        let (address, doors, _ended) = told(b"+OK\r\n");
+        let pool = redis_pool(&format!("redis://{address}/7"));
+        thread::scope(|scope| {
+            let connects = scope.spawn(|| pool.get().map(drop));
+            doors.0.pass();
+            let copy = copy_of_the_socket_to(address);
+            doors.1.open();
+            let error = connects.join().unwrap().unwrap_err();
+            assert!(error.is_unprotected() && error.to_string().contains("2 descriptors"), "{error}");
+            drop(copy);
+        });
     });
 }

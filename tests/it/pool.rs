@@ -1,12 +1,13 @@
 //! The pool in one process: who is served, what is closed when, what is counted.
 
-use crate::kit::ask;
+use crate::kit::{WhenDropped, ask};
 use forksafe::fork::Descriptors;
 use forksafe::testing::{self, Witness, clean_process};
 use forksafe::{ManageConnection, Pool, PooledConnection};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -371,7 +372,9 @@ fn closing_ends_the_wait_of_those_in_line_and_waits_for_those_who_hold() {
         let closer = scope.spawn(|| pool.close_timeout(Duration::from_secs(20)));
         assert!(waiter.join().unwrap().unwrap_err().is_closed());
         drop(held);
+        let begin = Instant::now();
         closer.join().unwrap().unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(10), "told at once, not at its deadline");
     });
 }
 
@@ -456,14 +459,27 @@ fn no_two_threads_ever_hold_one_connection() {
     });
 }
 
+/// There may be a live socket under such a client, so it is not handed out to code that unwinds either.
 #[test]
 fn unknown_descriptors_are_refused_in_a_child_even_while_it_panics() {
-    struct Opaque(Numbers);
+    struct Opaque(Numbers, &'static str);
     impl ManageConnection for Opaque {
         type Connection = Number;
         type Error = io::Error;
         fn connect(&self) -> io::Result<Number> {
             self.0.connect()
+        }
+        fn connect_within(&self, at: &mut forksafe::Attempt) -> io::Result<Number> {
+            let conn = self.connect()?;
+            match self.1 {
+                "in part" => {
+                    at.own(Descriptors::none());
+                    at.own(Descriptors::unknown());
+                }
+                "nothing said" => {}
+                _ => at.own(self.descriptors(&conn)),
+            }
+            Ok(conn)
         }
         fn is_valid(&self, conn: &mut Number) -> io::Result<()> {
             self.0.is_valid(conn)
@@ -473,20 +489,118 @@ fn unknown_descriptors_are_refused_in_a_child_even_while_it_panics() {
         }
     }
     clean_process(|| {
-        let pool = Pool::new(Opaque(Numbers::default())).unwrap();
-        let mut held = Some(pool.get().unwrap());
-        let outcome = testing::child(|| {
-            struct Looks(PooledConnection<Opaque>);
-            impl Drop for Looks {
-                fn drop(&mut self) {
-                    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.0.0));
-                }
-            }
-            let _looks = Looks(held.take().unwrap());
-            let own = pool.get().unwrap().0;
-            assert_eq!(own, 2, "a child opens its own, whatever is known");
-        });
-        outcome.join();
-        assert_eq!(held.as_ref().unwrap().0, 1);
+        for how in ["unknown", "in part", "nothing said"] {
+            let pool = Pool::new(Opaque(Numbers::default(), how)).unwrap();
+            let held = pool.get().unwrap();
+            let outcome = testing::child(|| {
+                let own = pool.get().unwrap().0;
+                assert_eq!(own, 2, "a child opens its own, whatever is known");
+                let mut handed_out = None;
+                let unwound = catch_unwind(AssertUnwindSafe(|| {
+                    let _looks = WhenDropped(|| handed_out = Some(catch_unwind(AssertUnwindSafe(|| held.0)).is_ok()));
+                    panic!("on purpose");
+                }));
+                assert!(unwound.is_err());
+                handed_out
+            });
+            assert_eq!(outcome.join(), Some(false), "{how}");
+            assert_eq!(held.0, 1);
+        }
     });
+}
+
+/// A manager that cannot tell which socket is its own is not trusted with one.
+#[test]
+fn a_connection_whose_descriptors_were_refused_is_closed_and_reported() {
+    struct Refuses(Numbers);
+    impl ManageConnection for Refuses {
+        type Connection = Number;
+        type Error = io::Error;
+        fn connect(&self) -> io::Result<Number> {
+            self.0.connect()
+        }
+        fn connect_within(&self, at: &mut forksafe::Attempt) -> io::Result<Number> {
+            at.refuse("it could be either");
+            self.connect()
+        }
+        fn is_valid(&self, _: &mut Number) -> io::Result<()> {
+            Ok(())
+        }
+        fn has_broken(&self, _: &mut Number) -> bool {
+            false
+        }
+    }
+    let pool = Pool::new(Refuses(Numbers::default())).unwrap();
+    let error = pool.get().unwrap_err();
+    assert!(error.is_unprotected() && error.to_string().contains("it could be either"), "{error}");
+    assert_eq!(pool.manager().0.closed.load(SeqCst), 1);
+    assert_eq!(pool.state().connections, 0);
+}
+
+/// `localhost`, looked up or not. A look-up reads files, for which there is no room while this connects.
+struct Host {
+    fails: AtomicU32,
+    found: Mutex<Vec<bool>>,
+}
+
+impl ManageConnection for Host {
+    type Connection = ();
+    type Error = io::Error;
+    fn connect(&self) -> io::Result<()> {
+        unreachable!("connect_within is what is called")
+    }
+    fn connect_within(&self, at: &mut forksafe::Attempt) -> io::Result<()> {
+        let mut fill = Vec::new();
+        while let Ok(more) = std::fs::File::open("/dev/null") {
+            fill.push(more);
+        }
+        let found = at.addresses("localhost", 1);
+        drop(fill);
+        self.found.lock().unwrap().push(found.is_ok_and(|found| !found.is_empty()));
+        at.own(Descriptors::none());
+        if self.fails.load(SeqCst) > 0 { Err(io::Error::other("on purpose")) } else { Ok(()) }
+    }
+    fn is_valid(&self, _: &mut ()) -> io::Result<()> {
+        Ok(())
+    }
+    fn has_broken(&self, _: &mut ()) -> bool {
+        false
+    }
+    fn hosts(&self) -> Vec<(String, u16)> {
+        vec![("localhost".into(), 1)]
+    }
+}
+
+/// The process that built the pool looks a name up at each connect and falls back on what it knew; a child connects to
+/// what its ancestor had found, until that has failed it.
+#[test]
+fn a_child_looks_a_name_up_only_when_what_was_known_has_failed_it() {
+    clean_process(|| {
+        // SAFETY: plain numbers of ours: a table that is soon full.
+        unsafe {
+            let mut limit: libc::rlimit = std::mem::zeroed();
+            assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
+            limit.rlim_cur = 64;
+            assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
+        }
+        let pool = Pool::new(Host { fails: AtomicU32::new(1), found: Mutex::default() }).unwrap();
+        let found = || {
+            assert!(pool.get().unwrap_err().is_connect());
+            pool.manager().found.lock().unwrap().pop().unwrap()
+        };
+        assert_eq!([found(), found()], [true, true], "where the pool was built");
+        let there = testing::child(|| [found(), found()]).join();
+        assert_eq!(there, [true, false], "in a child: known, and then looked up in vain");
+    });
+}
+
+/// A waiter whose time is over gives its place in line up, and what comes back later goes to others.
+#[test]
+fn what_comes_back_is_not_given_to_one_who_went_away() {
+    let pool = Pool::builder().max_size(1).build(Numbers::default()).unwrap();
+    let held = pool.get().unwrap();
+    assert!(pool.get_timeout(SOON).unwrap_err().is_timeout());
+    assert_eq!(pool.state().waiting, 0);
+    drop(held);
+    assert_eq!(pool.get_timeout(SOON).unwrap().0, 1);
 }

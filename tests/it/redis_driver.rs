@@ -188,3 +188,46 @@ fn a_connection_that_the_server_closed_is_replaced() {
         assert_ne!(PrivateRedis::session(&untested), session);
     });
 }
+
+/// What bounds the connect and the test does not stay behind to bound the user's own commands.
+#[test]
+fn a_lent_connection_has_no_timeouts() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let pool = redis.pool_of(1);
+        for how in ["new", "tested"] {
+            let conn = pool.get().unwrap();
+            let sockets = crate::churn::sockets_to(redis.address().parse().unwrap());
+            assert_eq!(sockets.len(), 1);
+            for which in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
+                // SAFETY: `time` is ours and `size` says how large; all zeros is a valid timeval.
+                let time = unsafe {
+                    let mut time: libc::timeval = std::mem::zeroed();
+                    let mut size = size_of_val(&time) as libc::socklen_t;
+                    let time_at = (&raw mut time).cast();
+                    assert_eq!(libc::getsockopt(sockets[0], libc::SOL_SOCKET, which, time_at, &raw mut size), 0);
+                    time
+                };
+                assert_eq!((time.tv_sec, time.tv_usec), (0, 0), "{how}");
+            }
+            drop(conn);
+        }
+    });
+}
+
+/// RESP3: what the server says of its own accord is not taken for the answer to the test.
+#[test]
+fn a_push_message_does_not_fail_the_test_of_a_connection() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let url = format!("redis://{}/?protocol=resp3", redis.address());
+        let pool = Pool::builder().max_size(1).build(redis::Client::open(url).unwrap()).unwrap();
+        let mut conn = pool.get().unwrap();
+        let session = PrivateRedis::ask(&mut conn);
+        redis::cmd("CLIENT").arg("TRACKING").arg("ON").exec(&mut *conn).unwrap();
+        let _: Option<String> = conn.get("key").unwrap();
+        drop(conn);
+        redis.pool().get().unwrap().set::<_, _, ()>("key", "new").unwrap();
+        assert_eq!(PrivateRedis::session(&pool), session, "told that the key is stale, and lent all the same");
+    });
+}

@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 fn limit_descriptors(soft: u64) -> u64 {
@@ -109,8 +111,8 @@ fn publishing_a_closed_descriptor_is_an_error() {
     });
 }
 
-/// Row 22, while disowning: the table is full, so there is no room for the dead socket. And with the limit lowered below
-/// the numbers in use, where dup3 is refused.
+/// Row 22, while disowning: the table is full, so there is no room for the dead socket, and the numbers stay taken all the
+/// same. And with the limit lowered below the numbers in use, where nothing can be opened.
 #[test]
 fn a_full_descriptor_table_does_not_keep_a_child_from_disowning() {
     clean_process(|| {
@@ -120,6 +122,7 @@ fn a_full_descriptor_table_does_not_keep_a_child_from_disowning() {
             let mut held = [pool.get().unwrap(), pool.get().unwrap(), pool.get().unwrap()];
             let sessions = held.each_mut().map(|conn| conn.ask("before").unwrap().connection);
             let names: BTreeSet<String> = held.iter().map(|conn| testing::socket_of(conn.stream())).collect();
+            let numbers = held.each_ref().map(|conn| conn.stream().as_raw_fd());
             let (ready, go) = (Door::new(), Door::new());
             let mut fill: Vec<OwnedFd> = Vec::new();
             let before;
@@ -143,13 +146,200 @@ fn a_full_descriptor_table_does_not_keep_a_child_from_disowning() {
             limit_descriptors(before);
             ready.pass();
             let child = child.unwrap();
-            let shared = testing::descriptors(child as u32).into_values().filter(|name| names.contains(name)).count();
+            let there = testing::descriptors(child as u32);
+            let shared = there.values().filter(|name| names.contains(*name)).count();
             assert_eq!(shared, 0, "{how}: sockets that the child still shares");
+            if how == "full" {
+                let dead = |number| there.get(number).is_some_and(|name| name.starts_with("socket:"));
+                assert!(numbers.iter().all(dead), "{numbers:?} are to stay taken: {there:?}");
+            }
             go.open();
             assert_eq!(crate::kit::exit_code(child), 0);
             assert_eq!(held.each_mut().map(|conn| conn.ask("after").unwrap().connection), sessions, "{how}");
             assert_eq!(witness.violations(), Vec::<String>::new());
         }
+    });
+}
+
+fn is_open(fd: i32) -> bool {
+    // SAFETY: takes numbers.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// Puts another descriptor of the same thing at this number, whatever was there.
+fn put_at(thing: &impl AsRawFd, number: i32) -> OwnedFd {
+    // SAFETY: takes numbers; the new descriptor is ours alone, or takes the place of one that the caller gave up.
+    unsafe {
+        assert_eq!(libc::dup2(thing.as_raw_fd(), number), number);
+        OwnedFd::from_raw_fd(number)
+    }
+}
+
+/// A number that no test comes to by opening things.
+const FAR: i32 = 500;
+
+/// Row 22: there is room for a dead socket, but the limit was lowered below the number that it should be put over.
+#[test]
+fn a_socket_that_no_dead_one_can_be_put_over_is_closed() {
+    clean_process(|| {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let _guarded = Guarded::new(put_at(&near, FAR), |at| Descriptors::of(at)).unwrap();
+        limit_descriptors(100);
+        assert!(!testing::child(|| is_open(FAR)).join(), "the child still shares it");
+        assert!(is_open(FAR));
+    });
+}
+
+/// The connect or close of another thread was between the table and the memory: the object is there, the socket is not.
+/// Its number is kept from everybody else.
+#[test]
+fn a_number_that_the_table_lacks_is_taken_by_a_dead_socket() {
+    clean_process(|| {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let there = put_at(&near, FAR);
+        let registration = Registration::publish(Descriptors::of(&there)).unwrap();
+        drop(there);
+        let name = testing::child(|| testing::descriptors(std::process::id()).get(&FAR).cloned()).join();
+        assert!(name.is_some_and(|name| name.starts_with("socket:")), "whoever thinks that {FAR} is his finds it dead");
+        assert!(!is_open(FAR), "and here nothing was opened");
+        drop(registration);
+    });
+}
+
+/// The descriptor table is copied before memory: a child may have the socket although its memory says that it was closed.
+#[test]
+fn a_child_whose_table_is_older_than_its_memory_closes_what_had_been_closed() {
+    clean_process(|| {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let guarded = Guarded::new(put_at(&near, FAR), |at| Descriptors::of(at)).unwrap();
+        drop(guarded);
+        // As it was before the close.
+        let earlier = put_at(&near, FAR);
+        assert!(!testing::child(|| is_open(FAR)).join(), "the child keeps a copy of a socket that was closed");
+        drop(earlier);
+        // And something else that has the number by now is not touched.
+        let guarded = Guarded::new(put_at(&near, FAR), |at| Descriptors::of(at)).unwrap();
+        drop(guarded);
+        let other = put_at(&File::open("/dev/null").unwrap(), FAR);
+        let name = testing::child(|| testing::descriptors(std::process::id()).get(&FAR).cloned()).join();
+        assert_eq!(name.as_deref(), Some("/dev/null"));
+        drop(other);
+    });
+}
+
+/// An idle connection whose driver closed the socket without a word; the number is another's by now.
+#[test]
+fn the_number_of_an_idle_connection_that_is_anothers_by_now_is_left_alone() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let pool = witness.manager();
+        let pool = forksafe::Pool::new(pool).unwrap();
+        let number = pool.get().unwrap().stream().as_raw_fd();
+        let other = put_at(&File::open("/dev/null").unwrap(), number);
+        let name = testing::child(|| testing::descriptors(std::process::id()).get(&number).cloned()).join();
+        assert_eq!(name.as_deref(), Some("/dev/null"));
+        // The connection thinks that it is its own, and there is only one to close.
+        std::mem::forget(other);
+        drop(pool);
+    });
+}
+
+/// A stray copy is shut down at the close even when there is no room for the second descriptor that it takes.
+#[test]
+fn a_close_with_a_full_descriptor_table_leaves_no_live_copy() {
+    clean_process(|| {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let _stray = near.try_clone().unwrap();
+        let guarded = Guarded::new(near, Descriptors::of).unwrap();
+        let before = limit_descriptors(64);
+        let mut fill = Vec::new();
+        while let Ok(more) = File::open("/dev/null") {
+            fill.push(more);
+        }
+        drop(guarded);
+        drop(fill);
+        limit_descriptors(before);
+        far.set_nonblocking(true).unwrap();
+        assert_eq!(far.read(&mut [0]).expect("the end of the stream"), 0);
+    });
+}
+
+/// A driver that closed its socket by itself and goes on: what took the number is not shut down with the connection.
+#[test]
+fn a_close_ends_the_registered_socket_and_no_other() {
+    clean_process(|| {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let guarded = Guarded::new(put_at(&near, FAR), |at| Descriptors::of(at)).unwrap();
+        let (other, mut peer) = UnixStream::pair().unwrap();
+        std::mem::forget(put_at(&other, FAR));
+        drop(guarded);
+        (&other).write_all(b"alive").unwrap();
+        let mut said = [0; 5];
+        peer.read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"alive");
+    });
+}
+
+/// The second descriptor that a close makes is not inherited by a program that is started in the middle of it.
+#[test]
+fn a_program_started_during_a_close_gets_no_copy_of_the_socket() {
+    struct Lists(UnixStream, Arc<Mutex<String>>);
+    impl Drop for Lists {
+        fn drop(&mut self) {
+            let listed = Command::new("ls").args(["-l", "/proc/self/fd"]).output().unwrap();
+            *self.1.lock().unwrap() = String::from_utf8(listed.stdout).unwrap();
+        }
+    }
+    clean_process(|| {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let listed = Arc::new(Mutex::new(String::new()));
+        drop(Guarded::new(Lists(near, Arc::clone(&listed)), |lists| Descriptors::of(&lists.0)).unwrap());
+        let listed = listed.lock().unwrap();
+        assert!(listed.contains(" 1 ->") && !listed.contains("socket:"), "{listed}");
+    });
+}
+
+/// The entry that an inherited registration names was given up at birth and may be the child's own by now.
+#[test]
+fn an_inherited_registration_withdraws_nothing() {
+    clean_process(|| {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let mut inherited = Some(Registration::publish(Descriptors::of(&near)).unwrap());
+        let survives = testing::child(|| {
+            let (own, _peer) = UnixStream::pair().unwrap();
+            // The end of a registration has the next search for a free entry begin at the first.
+            drop(Registration::publish(Descriptors::of(&own)).unwrap());
+            let _kept = Registration::publish(Descriptors::of(&own)).unwrap();
+            drop(inherited.take());
+            let number = own.as_raw_fd();
+            testing::child(|| can_write(number)).join()
+        });
+        assert!(!survives.join(), "the child's own socket is live in its child");
+    });
+}
+
+/// A goodbye that forks: the child comes out of the middle of it, and with it a second descriptor of the parent's socket.
+#[test]
+fn a_child_that_comes_out_of_a_goodbye_does_not_end_it() {
+    struct Forks(UnixStream);
+    impl Drop for Forks {
+        fn drop(&mut self) {
+            let Some(child) = crate::kit::fork() else { return };
+            // The child is through with its part when this one goes on.
+            assert_eq!(crate::kit::exit_code(child), 0);
+            let _ = self.0.write_all(b"goodbye");
+        }
+    }
+    clean_process(|| {
+        let here = std::process::id();
+        let (near, mut far) = UnixStream::pair().unwrap();
+        drop(Guarded::new(Forks(near), |forks| Descriptors::of(&forks.0)).unwrap());
+        if std::process::id() != here {
+            crate::kit::leave(|| {});
+        }
+        let mut said = String::new();
+        far.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "goodbye");
     });
 }
 
