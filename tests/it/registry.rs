@@ -183,7 +183,7 @@ const FAR: i32 = 500;
 fn a_socket_that_no_dead_one_can_be_put_over_is_closed() {
     clean_process(|| {
         let (near, _far) = UnixStream::pair().unwrap();
-        let _guarded = Guarded::new(put_at(&near, FAR), |at| Descriptors::of(at)).unwrap();
+        let _guarded = Guarded::new(put_at(&near, FAR), Descriptors::of).unwrap();
         limit_descriptors(100);
         assert!(!testing::child(|| is_open(FAR)).join(), "the child still shares it");
         assert!(is_open(FAR));
@@ -211,14 +211,14 @@ fn a_number_that_the_table_lacks_is_taken_by_a_dead_socket() {
 fn a_child_whose_table_is_older_than_its_memory_closes_what_had_been_closed() {
     clean_process(|| {
         let (near, _far) = UnixStream::pair().unwrap();
-        let guarded = Guarded::new(put_at(&near, FAR), |at| Descriptors::of(at)).unwrap();
+        let guarded = Guarded::new(put_at(&near, FAR), Descriptors::of).unwrap();
         drop(guarded);
         // As it was before the close.
         let earlier = put_at(&near, FAR);
         assert!(!testing::child(|| is_open(FAR)).join(), "the child keeps a copy of a socket that was closed");
         drop(earlier);
         // And something else that has the number by now is not touched.
-        let guarded = Guarded::new(put_at(&near, FAR), |at| Descriptors::of(at)).unwrap();
+        let guarded = Guarded::new(put_at(&near, FAR), Descriptors::of).unwrap();
         drop(guarded);
         let other = put_at(&File::open("/dev/null").unwrap(), FAR);
         let name = testing::child(|| testing::descriptors(std::process::id()).get(&FAR).cloned()).join();
@@ -269,7 +269,7 @@ fn a_close_with_a_full_descriptor_table_leaves_no_live_copy() {
 fn a_close_ends_the_registered_socket_and_no_other() {
     clean_process(|| {
         let (near, _far) = UnixStream::pair().unwrap();
-        let guarded = Guarded::new(put_at(&near, FAR), |at| Descriptors::of(at)).unwrap();
+        let guarded = Guarded::new(put_at(&near, FAR), Descriptors::of).unwrap();
         let (other, mut peer) = UnixStream::pair().unwrap();
         std::mem::forget(put_at(&other, FAR));
         drop(guarded);
