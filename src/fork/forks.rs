@@ -4,35 +4,45 @@
 //! forks can therefore be in the child's table without being in the child's memory. No order of publishing helps; what
 //! does is to notice the overlap and make the connection again. [`Watch`] is how a connect notices.
 
-use super::sys;
+use super::{page, sys};
 use std::sync::atomic::{AtomicU64, Ordering::*, fence};
 
+/// Where there is a page the counters are in it: a parent that writes to ordinary memory after a fork has that copied first,
+/// which takes as long as all the rest of what we do there.
 static BEGUN: AtomicU64 = AtomicU64::new(0);
 static ENDED: AtomicU64 = AtomicU64::new(0);
-/// The value of BEGUN when this process took stock.
+/// The value of the first when this process took stock. For the fallback only.
 static BORN: AtomicU64 = AtomicU64::new(0);
+
+fn begun() -> &'static AtomicU64 {
+    page::beside(1).unwrap_or(&BEGUN)
+}
+
+fn ended() -> &'static AtomicU64 {
+    page::beside(2).unwrap_or(&ENDED)
+}
 
 /// The prepare handler: one atomic addition. Nothing is locked, nothing waits, nothing can fail.
 pub(super) extern "C" fn prepare() {
-    BEGUN.fetch_add(1, SeqCst);
+    begun().fetch_add(1, SeqCst);
 }
 
 /// The parent handler, which also runs after a fork that failed: one atomic addition.
 pub(super) extern "C" fn parent() {
-    ENDED.fetch_add(1, SeqCst);
+    ended().fetch_add(1, SeqCst);
 }
 
 /// In a new process, by the thread that takes stock: the forks of its parent's other threads are none of its business.
 pub(super) fn born() {
-    let begun = BEGUN.load(SeqCst);
-    ENDED.store(begun, SeqCst);
-    BORN.store(begun, SeqCst);
+    let so_far = begun().load(SeqCst);
+    ended().store(so_far, SeqCst);
+    BORN.store(so_far, SeqCst);
 }
 
 /// Whether this process took stock after the fork that made it, because another library's child handler came to us
 /// before our own handler did.
 pub(super) fn born_since_last() -> bool {
-    BORN.load(SeqCst) == BEGUN.load(SeqCst)
+    BORN.load(SeqCst) == begun().load(SeqCst)
 }
 
 /// Notices forks between its making and the question.
@@ -47,14 +57,14 @@ impl Watch {
     /// library's prepare handler may hold one up for long).
     pub(crate) fn start() -> Self {
         for _ in 0..100 {
-            if BEGUN.load(SeqCst) == ENDED.load(SeqCst) {
+            if begun().load(SeqCst) == ended().load(SeqCst) {
                 break;
             }
             sys::yield_now();
         }
         // ENDED first: a fork that begins and ends between the two loads then counts as in progress, not as unseen.
-        let ended = ENDED.load(SeqCst);
-        let begun = BEGUN.load(SeqCst);
+        let ended = ended().load(SeqCst);
+        let begun = begun().load(SeqCst);
         Self { begun, in_progress: begun != ended }
     }
 
@@ -62,6 +72,6 @@ impl Watch {
     pub(crate) fn overlapped(&self) -> bool {
         // What was published must be in the memory that a fork copies if its beginning is not seen here.
         fence(SeqCst);
-        self.in_progress || BEGUN.load(SeqCst) != self.begun
+        self.in_progress || begun().load(SeqCst) != self.begun
     }
 }

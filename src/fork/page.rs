@@ -117,6 +117,14 @@ pub(super) fn install() {
     }
 }
 
+/// Another word of the page, on a cache line of its own: 0 in a new process, and in the parent not copied at its first
+/// write after a fork, as ordinary memory would be.
+pub(super) fn beside(n: usize) -> Option<&'static AtomicU64> {
+    const LINE: usize = 16;
+    // SAFETY: a page has 32 such lines, and `n` is 1 or 2. All zeros is a valid word.
+    page().map(|page| unsafe { &*ptr::from_ref(page).add(n * LINE) })
+}
+
 fn page() -> Option<&'static AtomicU64> {
     let word = WORD.load(Acquire);
     let stands_in = ptr::eq(word, &raw const NO_PAGE_YET) || ptr::eq(word, &raw const NO_PAGE);

@@ -7,13 +7,23 @@ use std::os::fd::RawFd;
 use std::thread;
 use std::time::Duration;
 
+/// The number that the next descriptor of this process will get, if no other thread is faster. `None`: the table is full.
+pub(crate) fn next_number() -> Option<RawFd> {
+    let next = super::sys::unconnected_socket();
+    next.inspect(|&fd| super::sys::close(fd))
+}
+
+/// Whether it is a socket whose receive timeout is exactly that many seconds.
+pub(crate) fn has_receive_timeout(fd: RawFd, seconds: u64) -> bool {
+    timeout(fd, libc::SO_RCVTIMEO) == Some(Duration::from_secs(seconds))
+}
+
 /// The descriptors of this process whose receive timeout is exactly that many seconds. Reads `/proc/self/fd`.
 pub(crate) fn with_receive_timeout(seconds: u64) -> io::Result<Vec<RawFd>> {
-    let mark = Some(Duration::from_secs(seconds));
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let fd = entry?.file_name().to_str().and_then(|name| name.parse().ok());
-        found.extend(fd.filter(|&fd| timeout(fd, libc::SO_RCVTIMEO) == mark));
+        found.extend(fd.filter(|&fd| has_receive_timeout(fd, seconds)));
     }
     Ok(found)
 }

@@ -425,6 +425,22 @@ mod loom_tests {
         });
     }
 
+    /// One place rests and one is vacant: neither is to be had afterwards, whoever comes by without having heard.
+    #[test]
+    fn loom_a_closed_rack_gives_nothing_out() {
+        loom::model(|| {
+            let (rack, holders) = stocked(2, 1);
+            let other = {
+                let (rack, holders) = (Arc::clone(&rack), Arc::clone(&holders));
+                thread::spawn(move || use_one(&rack, &holders))
+            };
+            drop(rack.close());
+            assert!(matches!(rack.acquire(0, Deadline::never()), Err(Refusal::Closed)));
+            other.join().unwrap();
+            assert_eq!(rack.total(), 0);
+        });
+    }
+
     #[test]
     fn loom_closing_ends_every_wait_and_empties_the_rack() {
         loom::model(|| {

@@ -3,9 +3,10 @@
 use std::env;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -98,6 +99,8 @@ impl PrivateRedis {
 
     #[track_caller]
     fn launch(&mut self) -> Result<(), String> {
+        // Left by a server that was killed.
+        let _ = fs::remove_file(self.folder.join("redis.sock"));
         let log = fs::File::create(self.folder.join("log")).expect("a log file");
         let mut command = Command::new("redis-server");
         command
@@ -132,7 +135,7 @@ impl PrivateRedis {
                 let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
                 return Err(format!("{status}\n{log}"));
             }
-            if answers(self.port).is_ok() {
+            if answers(&self.folder).is_ok() {
                 return Ok(());
             }
             thread::sleep(Duration::from_millis(2));
@@ -154,9 +157,10 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|any| any.local_addr()).expect("a free loopback port").port()
 }
 
-/// Any answer will do: it may want a password.
-fn answers(port: u16) -> io::Result<()> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+/// Any answer will do: it may want a password. Over the unix socket, for the port may be somebody else's by now; the server
+/// makes the socket when it has the port.
+fn answers(folder: &Path) -> io::Result<()> {
+    let mut stream = UnixStream::connect(folder.join("redis.sock"))?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
     stream.write_all(b"PING\r\n")?;
     stream.read_exact(&mut [0])

@@ -261,7 +261,12 @@ fn take_care(ancestor: libc::pid_t, teller: &OwnedFd, body: impl FnOnce()) -> ! 
         while libc::kill(ancestor, 0) == 0 {
             libc::usleep(500);
         }
-        let child = clone3(Some(ancestor));
+        let mut child = clone3(Some(ancestor));
+        // Dead, but its number is given back a moment later.
+        while child < 0 && *libc::__errno_location() == libc::EEXIST {
+            libc::usleep(500);
+            child = clone3(Some(ancestor));
+        }
         if child == 0 {
             run_and_leave(body);
         }

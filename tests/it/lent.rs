@@ -1,7 +1,7 @@
 //! Rows 3, 4, 5, 16: connections that were lent when the fork came.
 
 use crate::churn::sockets_to;
-use crate::kit::Door;
+use crate::kit::{Door, WhenDropped};
 use crate::servers::{Server, scenarios};
 use forksafe::testing::{self, Outcome, Witness, clean_process};
 use forksafe::{ManageConnection, Pool, PooledConnection, fork};
@@ -97,6 +97,10 @@ scenarios! {
                     assert_eq!(S::ask(&mut held), session);
                 });
             }
+            let _done = WhenDropped(|| {
+                done.open();
+                done.open();
+            });
             holding.pass();
             holding.pass();
             let sessions = testing::child(|| {
@@ -106,8 +110,6 @@ scenarios! {
             })
             .join();
             assert_ne!(sessions[0], sessions[1]);
-            done.open();
-            done.open();
         });
         server.judge();
     }

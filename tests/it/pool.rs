@@ -604,3 +604,32 @@ fn what_comes_back_is_not_given_to_one_who_went_away() {
     drop(held);
     assert_eq!(pool.get_timeout(SOON).unwrap().0, 1);
 }
+
+/// The connection comes back while the one who waits for it gives up: it is either lent or back in its place.
+#[test]
+fn what_comes_back_at_a_waiters_deadline_is_not_lost() {
+    clean_process(|| {
+        let pool = Pool::builder().max_size(1).test_on_check_out(false).build(Numbers::default()).unwrap();
+        let timeout = Duration::from_micros(200);
+        for round in 0..3000 {
+            let gave_up = AtomicU32::new(0);
+            let held = pool.get().unwrap();
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    drop(pool.get_timeout(timeout));
+                    gave_up.store(1, SeqCst);
+                });
+                while pool.state().waiting == 0 && gave_up.load(SeqCst) == 0 {
+                    thread::yield_now();
+                }
+                // Around the deadline, now before it and now after it.
+                let begin = Instant::now();
+                while begin.elapsed() < timeout * (round % 100 + 50) / 100 {
+                    std::hint::spin_loop();
+                }
+                drop(held);
+            });
+            assert_eq!((pool.state().connections, pool.state().idle_connections), (1, 1), "round {round}");
+        }
+    });
+}
