@@ -37,7 +37,7 @@
 //! 5. **A clear error.** An inherited connection says that it is one.
 //! 6. **No cost.** No thread, no handler that waits, about a nanosecond for the check.
 //!
-//! What cannot be promised is in the [README](https://docs.rs/crate/forksafe), section "Limits".
+//! What cannot be promised is in the README, section "Limits".
 //!
 //! # The parts
 //!
