@@ -69,6 +69,8 @@ mod error;
 pub mod fork;
 mod manager;
 mod pool;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
 mod sync;
