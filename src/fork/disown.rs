@@ -5,7 +5,7 @@
 //! parent was here when the fork came? Then the entry is CLAIMED, or names a descriptor that the child does not have,
 //! or names a number under which the child has something else; all three are told apart by the state and the identity.
 
-use super::registry::{self, CLAIMED, FREE, IDLE, LENT, WITHDRAWN};
+use super::registry::{self, CLAIMED, Entry, FREE, IDLE, LENT, Named, WITHDRAWN};
 use super::sys;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
@@ -51,7 +51,7 @@ pub(super) fn all(birth: Birth, parent: u32) {
     for entry in registry::entries().filter(|entry| entry.state.load(Acquire) == WITHDRAWN) {
         let (fd, identity) = entry.descriptor();
         if sys::look(fd).is_some_and(|open| open.is_socket && open.identity == identity) {
-            sys::close(fd);
+            close(entry);
         }
         entry.state.store(closed, Relaxed);
     }
@@ -61,13 +61,23 @@ pub(super) fn all(birth: Birth, parent: u32) {
         match entry.state.load(Acquire) {
             IDLE => {
                 if sys::is(fd, identity) {
-                    sys::close(fd);
+                    close(entry);
                 }
                 entry.state.store(closed, Relaxed);
             }
             LENT => {
                 match sys::look(fd) {
-                    Some(open) if open.identity == identity => dead.put_over(fd),
+                    Some(open) if open.identity == identity => match entry.event_loop() {
+                        None => dead.put_over(fd),
+                        Some(event_loop) => {
+                            event_loop.replace(&mut |fd| dead.put_over(fd));
+                            if let Some(now) = sys::look(fd) {
+                                // The loop is this process's own: a child of ours must not wait on it, either.
+                                entry.identify(now.identity);
+                                continue;
+                            }
+                        }
+                    },
                     Some(_) if dead.0 == Some(fd) => dead.0 = None, // It happens to lie there already: it stays.
                     Some(_somebody_elses) => {}
                     // Memory names it and the table lacks it: the number must not become somebody else's while an
@@ -83,10 +93,21 @@ pub(super) fn all(birth: Birth, parent: u32) {
     dead.done();
 }
 
+/// Closes what nothing in this process can reach.
+fn close(entry: &Entry) {
+    if let Some(event_loop) = entry.event_loop() {
+        event_loop.close();
+    }
+    sys::close(entry.descriptor().0);
+}
+
 /// Makes one descriptor dead that is known to be an inherited socket.
-pub(super) fn kill(fd: RawFd) {
+pub(super) fn kill(Named { fd, event_loop }: Named) {
     let mut dead = Dead(None);
-    dead.put_over(fd);
+    match event_loop {
+        Some(event_loop) => event_loop.replace(&mut |fd| dead.put_over(fd)),
+        None => dead.put_over(fd),
+    }
     dead.done();
 }
 

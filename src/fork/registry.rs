@@ -6,6 +6,7 @@
 //! left alone (the connect that it belongs to has overlapped a fork, and its socket will be shut down). Entries live in
 //! buckets that are only ever added, so that an address stays good for ever.
 
+use super::event_loop::{self, EventLoop};
 use super::sys::{self, Identity};
 use super::{Generation, generation};
 use std::io;
@@ -23,7 +24,8 @@ pub(super) const IDLE: u32 = 3;
 /// Closed by us. The entry still names what was closed, for the child whose descriptors were copied just before that.
 pub(super) const WITHDRAWN: u32 = 4;
 
-/// One descriptor. A cache line of its own: `state` is stored at every checkout and return.
+/// One descriptor, with the event loop that watches it where there is one. On cache lines of its own: `state` is stored at
+/// every checkout and return.
 #[repr(align(64))]
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -31,6 +33,7 @@ pub(super) struct Entry {
     fd: AtomicI32,
     device: AtomicU64,
     inode: AtomicU64,
+    event_loop: event_loop::Cell,
 }
 
 impl Entry {
@@ -40,6 +43,7 @@ impl Entry {
             fd: AtomicI32::new(-1),
             device: AtomicU64::new(0),
             inode: AtomicU64::new(0),
+            event_loop: event_loop::Cell::new(),
         }
     }
 
@@ -48,8 +52,18 @@ impl Entry {
         (self.fd.load(Relaxed), identity)
     }
 
-    fn write(&self, fd: RawFd, identity: Identity) {
+    pub(super) fn event_loop(&self) -> Option<EventLoop> {
+        self.event_loop.load()
+    }
+
+    fn write(&self, Named { fd, event_loop }: Named, identity: Identity) {
         self.fd.store(fd, Relaxed);
+        self.event_loop.store(event_loop);
+        self.identify(identity);
+    }
+
+    /// What is under the number from here on, while something may still touch it.
+    pub(super) fn identify(&self, identity: Identity) {
         self.device.store(identity.device, Relaxed);
         self.inode.store(identity.inode, Relaxed);
         self.state.store(LENT, Release);
@@ -113,7 +127,13 @@ fn claim_entry() -> &'static Entry {
 /// # std::io::Result::Ok(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Descriptors(Option<Vec<RawFd>>);
+pub struct Descriptors(Option<Vec<Named>>);
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Named {
+    pub(super) fd: RawFd,
+    pub(super) event_loop: Option<EventLoop>,
+}
 
 impl Descriptors {
     /// The descriptor of something that can lend it: a `TcpStream`, a `UnixStream`, a pipe, a file.
@@ -139,9 +159,19 @@ impl Descriptors {
     }
 
     /// For drivers that hide their descriptors and whose numbers were found by other means.
-    pub(crate) fn and_raw(mut self, fd: RawFd) -> Self {
-        if let Some(fds) = &mut self.0 {
-            fds.push(fd);
+    pub(crate) fn and_raw(self, fd: RawFd) -> Self {
+        self.and_named(Named { fd, event_loop: None })
+    }
+
+    /// The socket that an event loop watches, and the loop.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for drivers with an event loop"))]
+    pub(crate) fn and_event_loop(self, event_loop: EventLoop) -> Self {
+        self.and_named(Named { fd: event_loop.socket.fd, event_loop: Some(event_loop) })
+    }
+
+    fn and_named(mut self, one: Named) -> Self {
+        if let Some(all) = &mut self.0 {
+            all.push(one);
         }
         self
     }
@@ -183,14 +213,14 @@ impl Registration {
     pub fn publish(descriptors: Descriptors) -> io::Result<Self> {
         let generation = generation();
         let known = descriptors.0.is_some();
-        let found = descriptors.0.unwrap_or_default().into_iter().map(|fd| {
-            let open = sys::look(fd).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
-            Ok((fd, open.identity))
+        let found = descriptors.0.unwrap_or_default().into_iter().map(|one| {
+            let open = sys::look(one.fd).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
+            Ok((one, open.identity))
         });
-        let found: Vec<(RawFd, Identity)> = found.collect::<io::Result<_>>()?;
-        let entries = found.into_iter().map(|(fd, identity)| {
+        let found: Vec<(Named, Identity)> = found.collect::<io::Result<_>>()?;
+        let entries = found.into_iter().map(|(one, identity)| {
             let entry = claim_entry();
-            entry.write(fd, identity);
+            entry.write(one, identity);
             entry
         });
         Ok(Self::of(entries, known, generation))
@@ -282,12 +312,12 @@ impl Drop for Registration {
 ///
 /// A goodbye may fork, as any code of a driver's may. The child comes back here with the rest of the goodbye said to a
 /// dead socket.
-pub(crate) fn close<T>(connection: T, mut registration: Registration) {
+pub(crate) fn close<T>(connection: T, mut registration: Registration, goodbye: fn(T)) {
     registration.lend();
     registration.leaves = WITHDRAWN;
     // Dropped after the connection, also when its goodbye panics.
     let _copies = Copies::of(&registration);
-    drop(connection);
+    goodbye(connection);
 }
 
 /// Second descriptors of the sockets that are about to be closed. Registered themselves: a child that is forked during a
@@ -333,7 +363,7 @@ impl Drop for Copies {
 /// In a child that was forked between the making of a connection and its registration: what its frame still holds is made
 /// dead.
 pub(crate) fn make_dead(descriptors: Descriptors) {
-    for fd in descriptors.0.unwrap_or_default() {
-        super::disown::kill(fd);
+    for one in descriptors.0.unwrap_or_default() {
+        super::disown::kill(one);
     }
 }
