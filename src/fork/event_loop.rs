@@ -2,13 +2,15 @@
 //!
 //! A child inherits the epoll itself, not a copy. To take the socket off it would take it off for the parent, whose next
 //! query would hang; to wait on it would steal the parent's events. So a child leaves it alone and gets one of its own
-//! under the same numbers, with the same tokens: code that was in the middle of a query when the fork came waits there,
-//! and is told at once that its (dead) socket has hung up.
+//! under the same numbers, with the same token for the socket: code that was in the middle of a query when the fork came
+//! waits there, and is told at once that its (dead) socket has hung up. Nobody wakes it: the threads that might are the
+//! parent's.
 //!
 //! Epolls and eventfds have no identity that `fstat` could tell. The epoll can: `EPOLL_CTL_MOD` succeeds only if this very
 //! file is watched under this very number, and with what is registered already it changes nothing. (The parent's loop may
 //! look once more at a socket that has no news.) What it does not confirm is somebody else's by now, and is not touched.
 
+use super::dead::Dead;
 use super::sys;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*};
@@ -24,8 +26,8 @@ pub(crate) struct Watched {
 /// The descriptors of an event loop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct EventLoop {
-    /// The numbers of its epoll. The first is there.
-    pub(crate) epolls: [Option<RawFd>; 2],
+    /// The two numbers of its epoll.
+    pub(crate) epolls: [RawFd; 2],
     pub(crate) socket: Watched,
     pub(crate) waker: Watched,
     /// A runtime that handles signals listens on a socket that all runtimes of the process share.
@@ -35,15 +37,10 @@ pub(crate) struct EventLoop {
 impl EventLoop {
     /// As far as the kernel confirms it. Ask while the socket is in its place.
     fn confirmed(self) -> Confirmed {
-        let epolls = self.epolls.map(|epoll| epoll.filter(|&epoll| sys::watches(epoll, self.socket)));
+        let epolls = self.epolls.map(|epoll| Some(epoll).filter(|&epoll| sys::watches(epoll, self.socket)));
         let Some(one) = epolls.into_iter().flatten().next() else { return Confirmed::default() };
         let confirm = |watched: &Watched| sys::watches(one, *watched);
-        Confirmed {
-            epolls,
-            socket: Some(self.socket),
-            waker: Some(self.waker).filter(confirm),
-            signals: self.signals.filter(confirm),
-        }
+        Confirmed { epolls, waker: Some(self.waker).filter(confirm), signals: self.signals.filter(confirm) }
     }
 
     /// For a client that nothing in this process can reach: closes what belongs to its socket. Call before that is closed.
@@ -53,24 +50,25 @@ impl EventLoop {
         epolls.into_iter().flatten().chain(others).for_each(sys::close);
     }
 
-    /// Puts something dead over the socket, and a loop of this process's own under the numbers of the inherited one.
-    pub(super) fn replace(self, put_dead_over: &mut impl FnMut(RawFd)) {
-        let Confirmed { epolls, socket, waker, signals } = self.confirmed();
-        put_dead_over(self.socket.fd);
-        if let Some(signals) = signals {
-            put_dead_over(signals.fd);
+    /// Puts something dead over the socket and the eventfd, and an epoll of this process's own under the numbers of the
+    /// inherited one.
+    pub(super) fn replace(self, dead: &mut Dead) {
+        let Confirmed { epolls, waker, signals } = self.confirmed();
+        dead.put_over(self.socket.fd);
+        if let Some(waker) = waker {
+            dead.put_eventfd_over(waker.fd);
         }
-        let waker = waker.filter(|waker| put(sys::eventfd, waker.fd));
+        if let Some(signals) = signals {
+            dead.put_over(signals.fd);
+        }
         let mut epolls = epolls.into_iter().flatten();
         let Some(first) = epolls.next() else { return };
-        if put(sys::epoll, first) {
-            [socket, waker].into_iter().flatten().for_each(|watched| sys::watch(first, watched));
+        if put_epoll_over(first) {
+            sys::watch(first, self.socket);
         }
-        for other in epolls {
-            // Without the first there is no loop, and a free number is better than a shared epoll.
-            if !sys::replace(first, other) {
-                sys::close(other);
-            }
+        // Without the first there is no loop, and a free number is better than a shared epoll.
+        for other in epolls.filter(|&other| !sys::replace(first, other)) {
+            sys::close(other);
         }
     }
 }
@@ -78,25 +76,24 @@ impl EventLoop {
 #[derive(Default)]
 struct Confirmed {
     epolls: [Option<RawFd>; 2],
-    socket: Option<Watched>,
     waker: Option<Watched>,
     signals: Option<Watched>,
 }
 
-/// Puts something new under a number that is open. If that cannot be, the number is closed.
-fn put(make: fn() -> Option<RawFd>, over: RawFd) -> bool {
+/// Each loop needs its own: a token means something to one runtime only. If none can be had the number is closed.
+fn put_epoll_over(fd: RawFd) -> bool {
     // In a full table its own place is the free place.
-    let made = make().or_else(|| {
-        sys::close(over);
-        make()
+    let epoll = sys::epoll().or_else(|| {
+        sys::close(fd);
+        sys::epoll()
     });
-    match made {
-        Some(made) if made == over => true,
-        Some(made) => {
-            let replaced = sys::replace(made, over);
-            sys::close(made);
+    match epoll {
+        Some(epoll) if epoll == fd => true,
+        Some(epoll) => {
+            let replaced = sys::replace(epoll, fd);
+            sys::close(epoll);
             if !replaced {
-                sys::close(over);
+                sys::close(fd);
             }
             replaced
         }
@@ -125,7 +122,7 @@ impl Cell {
 
     pub(super) fn store(&self, event_loop: Option<EventLoop>) {
         for (number, cell) in self.epolls.iter().enumerate() {
-            cell.store(event_loop.and_then(|event_loop| event_loop.epolls[number]).unwrap_or(-1), Relaxed);
+            cell.store(event_loop.map_or(-1, |event_loop| event_loop.epolls[number]), Relaxed);
         }
         self.socket.store(event_loop.map(|event_loop| event_loop.socket));
         self.waker.store(event_loop.map(|event_loop| event_loop.waker));
@@ -133,9 +130,8 @@ impl Cell {
     }
 
     pub(super) fn load(&self) -> Option<EventLoop> {
-        let epoll = |number: usize| Some(self.epolls[number].load(Relaxed)).filter(|&fd| fd >= 0);
         Some(EventLoop {
-            epolls: [epoll(0), epoll(1)],
+            epolls: self.epolls.each_ref().map(|epoll| epoll.load(Relaxed)),
             socket: self.socket.load()?,
             waker: self.waker.load()?,
             signals: self.signals.load(),

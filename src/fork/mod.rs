@@ -13,6 +13,7 @@
 
 #[cfg(feature = "testing")]
 pub(crate) mod control;
+mod dead;
 mod disown;
 pub(crate) mod event_loop;
 pub(crate) mod forks;

@@ -4,26 +4,27 @@ use super::event_loop::Watched;
 use super::sys;
 use std::io;
 use std::mem;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::ops::RangeInclusive;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-/// Whether so many more descriptors can be opened.
+/// Sees to it that so many more descriptors can be opened; returns the number that the first will get, if no other thread
+/// is faster.
 ///
 /// # Errors
 ///
 /// `EMFILE`, `ENFILE`.
-pub(crate) fn room_for(number: usize) -> io::Result<()> {
+pub(crate) fn room_for(number: usize) -> io::Result<RawFd> {
     let one = sys::eventfd().ok_or_else(io::Error::last_os_error)?;
     // SAFETY: it was just made, and nobody else knows it.
     let one = unsafe { OwnedFd::from_raw_fd(one) };
-    let others: io::Result<Vec<OwnedFd>> = (1..number).map(|_| one.try_clone()).collect();
-    others.map(drop)
+    (1..number).map(|_| one.try_clone()).collect::<io::Result<Vec<OwnedFd>>>()?;
+    Ok(one.as_raw_fd())
 }
 
-/// The epolls, of all that this process has, that watch a descriptor of which the caller alone decides who watches it.
-pub(crate) fn epolls_that_watch(fd: RawFd, below: RawFd) -> impl Iterator<Item = RawFd> {
-    // The events that nobody can do without come whatever is asked for.
+/// Which of these numbers are epolls that watch a descriptor. It must be of no interest to them: they forget what for.
+pub(crate) fn epolls_that_watch(fd: RawFd, numbers: RangeInclusive<RawFd>) -> Vec<RawFd> {
     let watched = Watched { fd, events: 0, token: 0 };
-    (0..below).filter(move |&epoll| sys::watches(epoll, watched))
+    numbers.filter(|&epoll| sys::watches(epoll, watched)).collect()
 }
 
 /// What a descriptor can be to an event loop.

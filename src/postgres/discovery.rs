@@ -13,28 +13,29 @@ use std::os::fd::{AsRawFd, RawFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// The descriptors of the runtime that this thread is in, which has one connected socket.
+/// The descriptors of the runtime that this thread is in, which has one connected socket. `from` is the number that was free
+/// before any of them was opened.
 ///
 /// # Errors
 ///
 /// What was not as expected, for a person to read.
-pub(super) fn event_loop_of_this_runtime() -> Result<EventLoop, String> {
+pub(super) fn event_loop_of_this_runtime(from: RawFd) -> Result<EventLoop, String> {
     let failed = |what: &str, error: io::Error| format!("cannot {what} to find a PostgreSQL client's socket: {error}");
-    let (pipe, _other_end) = io::pipe().map_err(|error| failed("make a pipe", error))?;
+    let (pipe, other_end) = io::pipe().map_err(|error| failed("make a pipe", error))?;
     let number = pipe.as_raw_fd();
     #[allow(deprecated, reason = "what takes its place is too new, and the pipe's descriptor is its own")]
     let pipe = AsyncFd::with_interest(pipe, Interest::READABLE).map_err(|error| failed("watch a pipe", error))?;
 
-    let table = table_size().map_err(|error| failed("read /proc/self/status", error))?;
-    let epolls: Vec<RawFd> = probe::epolls_that_watch(number, table).collect();
-    let epolls = match epolls[..] {
-        [one] => [Some(one), None],
-        [one, other] => [Some(one), Some(other)],
-        _ => return Err(unexpected(&format!("its runtime's epoll has {} descriptors", epolls.len()))),
+    // The kernel gives the lowest free numbers, so they are most likely between what was free before and what is taken now.
+    let mut epolls = probe::epolls_that_watch(number, from..=number.max(other_end.as_raw_fd()));
+    if epolls.len() != 2 {
+        let last = table_size().map_err(|error| failed("read /proc/self/status", error))? - 1;
+        epolls = probe::epolls_that_watch(number, 0..=last);
+    }
+    let &[one, other] = &epolls[..] else {
+        return Err(unexpected(&format!("the epoll of its runtime has {} descriptors", epolls.len())));
     };
-    let info = epolls[0]
-        .map(|epoll| fs::read_to_string(format!("/proc/self/fdinfo/{epoll}")))
-        .unwrap_or_else(|| Ok(String::new()));
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{one}"));
     let info = info.map_err(|error| failed("read /proc/self/fdinfo", error))?;
     drop(pipe);
 
@@ -48,8 +49,10 @@ pub(super) fn event_loop_of_this_runtime() -> Result<EventLoop, String> {
         }
     }
     match (&sockets[..], &wakers[..], &signals[..]) {
-        (&[socket], &[waker], []) => Ok(EventLoop { epolls, socket, waker, signals: None }),
-        (&[socket], &[waker], &[signals]) => Ok(EventLoop { epolls, socket, waker, signals: Some(signals) }),
+        (&[socket], &[waker], []) => Ok(EventLoop { epolls: [one, other], socket, waker, signals: None }),
+        (&[socket], &[waker], &[signals]) => {
+            Ok(EventLoop { epolls: [one, other], socket, waker, signals: Some(signals) })
+        }
         _ => Err(unexpected(&format!(
             "its runtime watches {} sockets with a peer, {} eventfds and {} other sockets",
             sockets.len(),

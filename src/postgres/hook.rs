@@ -10,6 +10,7 @@ use crate::Attempt;
 use crate::fork::Descriptors;
 use ::postgres::Socket;
 use ::postgres::tls::MakeTlsConnect;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -20,6 +21,8 @@ pub(super) struct Hook<T> {
     pub(super) alarm: Alarm,
     /// What one host may take from here on.
     pub(super) share: Duration,
+    /// The number that was free before the connect.
+    pub(super) from: RawFd,
 }
 
 impl<T: MakeTlsConnect<Socket>> MakeTlsConnect<Socket> for Hook<T> {
@@ -30,7 +33,7 @@ impl<T: MakeTlsConnect<Socket>> MakeTlsConnect<Socket> for Hook<T> {
     fn make_tls_connect(&mut self, domain: &str) -> Result<T::TlsConnect, Source> {
         // The driver has closed the socket of the host before.
         self.at.forget_all();
-        let found = discovery::event_loop_of_this_runtime().inspect_err(|why| self.at.refuse(why))?;
+        let found = discovery::event_loop_of_this_runtime(self.from).inspect_err(|why| self.at.refuse(why))?;
         self.at.own(Descriptors::none().and_event_loop(found));
         self.alarm.watch_over(found.socket.fd, self.at.deadline().or_sooner(self.share));
         self.tls.make_tls_connect(domain).map_err(Into::into)

@@ -155,7 +155,7 @@ where
         if !may_wait_here() {
             return Err(Error::InsideRuntime);
         }
-        probe::room_for(NEEDED).map_err(Error::NoDescriptors)?;
+        let from = probe::room_for(NEEDED).map_err(Error::NoDescriptors)?;
         let (mut config, hosts) = addresses::located(&self.config, at)?;
         let time = at.deadline().remaining();
         if time.is_zero() {
@@ -167,7 +167,7 @@ where
         config.connect_timeout(longest.min(YEAR));
 
         let alarm = Alarm::default();
-        let hook = Hook { tls: self.tls.clone(), at: at.clone(), alarm: alarm.clone(), share };
+        let hook = Hook { tls: self.tls.clone(), at: at.clone(), alarm: alarm.clone(), share, from };
         let connected = catch_unwind(AssertUnwindSafe(|| config.connect(hook)));
         alarm.clear();
         match connected {
