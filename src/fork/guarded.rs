@@ -1,7 +1,7 @@
 //! One client and its registration, bound together: used here, refused in a child.
 
 use super::{Descriptors, Generation, Origin, Registration, disown, generation, registry};
-use crate::Error;
+use crate::{Deadline, Error};
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -27,7 +27,7 @@ pub struct Guarded<T> {
     /// `None` only while it is dropped.
     inner: Option<(T, Registration)>,
     origin: Origin,
-    goodbye: fn(T),
+    goodbye: fn(T, Deadline),
 }
 
 impl<T> Guarded<T> {
@@ -46,10 +46,10 @@ impl<T> Guarded<T> {
             std::mem::forget(value);
             return Err(io::Error::other("the client belongs to the parent of this process"));
         }
-        Ok(Self::from_parts(value, Registration::publish(found)?, drop))
+        Ok(Self::from_parts(value, Registration::publish(found)?, |value, _| drop(value)))
     }
 
-    pub(crate) fn from_parts(value: T, registration: Registration, goodbye: fn(T)) -> Self {
+    pub(crate) fn from_parts(value: T, registration: Registration, goodbye: fn(T, Deadline)) -> Self {
         let origin = Origin { pid: disown::pid(), generation: registration.generation() };
         Self { inner: Some((value, registration)), origin, goodbye }
     }

@@ -9,10 +9,12 @@
 use super::event_loop::{self, EventLoop};
 use super::sys::{self, Identity};
 use super::{Generation, generation};
+use crate::Deadline;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
+use std::time::Duration;
 
 pub(super) const FREE: u32 = 0;
 /// A thread is writing the entry.
@@ -259,7 +261,6 @@ impl Registration {
     }
 
     /// The first descriptor's number. It is this connection's for as long as the registration is this process's own.
-    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "drivers that hide their socket ask for it"))]
     pub(crate) fn first(&self) -> Option<RawFd> {
         self.first.map(|entry| entry.descriptor().0)
     }
@@ -304,6 +305,9 @@ impl Drop for Registration {
     }
 }
 
+/// How long a goodbye may take, of drivers that heed it.
+const GOODBYE: Duration = Duration::from_secs(5);
+
 /// Closes a connection of this process so that no child is left with a live copy of its socket.
 ///
 /// A fork that copied the descriptor table just before the close, and memory just after, makes a child that holds the
@@ -312,12 +316,12 @@ impl Drop for Registration {
 ///
 /// A goodbye may fork, as any code of a driver's may. The child comes back here with the rest of the goodbye said to a
 /// dead socket.
-pub(crate) fn close<T>(connection: T, mut registration: Registration, goodbye: fn(T)) {
+pub(crate) fn close<T>(connection: T, mut registration: Registration, goodbye: fn(T, Deadline)) {
     registration.lend();
     registration.leaves = WITHDRAWN;
     // Dropped after the connection, also when its goodbye panics.
     let _copies = Copies::of(&registration);
-    goodbye(connection);
+    goodbye(connection, Deadline::after(GOODBYE).on(registration.first()));
 }
 
 /// Second descriptors of the sockets that are about to be closed. Registered themselves: a child that is forked during a

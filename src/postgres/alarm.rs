@@ -1,10 +1,10 @@
 //! A time limit for a driver that waits without one.
 //!
 //! A task in the client's own runtime shuts the socket down when its time is over; the driver, which only ever waits in
-//! that runtime, is told that the connection is closed. The same task serves the connect and every later reset.
+//! that runtime, is told that the connection is closed. The same task serves the connect, every reset and the goodbye.
 
 use crate::Deadline;
-use crate::fork::probe;
+use crate::fork::{PerProcess, probe};
 use std::collections::HashMap;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed};
@@ -43,6 +43,13 @@ impl Alarm {
         self.0.time.send_replace(None);
     }
 
+    /// To be found by [`set`].
+    pub(super) fn keep(self) {
+        let mut alarms = alarms();
+        alarms.retain(|_, alarm| alarm.stands_by());
+        alarms.insert(self.0.socket.load(Relaxed), self);
+    }
+
     /// Whether it has ended the socket that it watches over.
     pub(super) fn has_rung(&self) -> bool {
         self.0.rung.load(Relaxed)
@@ -76,27 +83,18 @@ async fn stand_by(mut time: watch::Receiver<Option<Instant>>, alarm: Weak<Inner>
     }
 }
 
-/// The alarms of a process's clients, by their sockets: a manager is given a client without any.
-#[derive(Default)]
-pub(super) struct Alarms(Mutex<HashMap<RawFd, Alarm>>);
+/// The alarms of this process's clients, by their sockets: whoever has to set one is given a client and no alarm.
+static ALARMS: PerProcess<Mutex<HashMap<RawFd, Alarm>>> = PerProcess::new(Mutex::default);
 
-impl Alarms {
-    pub(super) fn keep(&self, alarm: Alarm) {
-        let mut all = self.all();
-        all.retain(|_, alarm| alarm.stands_by());
-        all.insert(alarm.0.socket.load(Relaxed), alarm);
-    }
+fn alarms() -> MutexGuard<'static, HashMap<RawFd, Alarm>> {
+    ALARMS.get().lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    /// Sets the alarm of a client until the returned value is dropped.
-    pub(super) fn set(&self, socket: RawFd, deadline: Deadline) -> Option<Set> {
-        let alarm = self.all().get(&socket)?.clone();
-        alarm.set(deadline);
-        Some(Set(alarm))
-    }
-
-    fn all(&self) -> MutexGuard<'_, HashMap<RawFd, Alarm>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Sets the alarm of the client that the deadline is for, until the returned value is dropped.
+pub(super) fn set(deadline: Deadline) -> Option<Set> {
+    let alarm = alarms().get(&deadline.socket()?)?.clone();
+    alarm.set(deadline);
+    Some(Set(alarm))
 }
 
 pub(super) struct Set(Alarm);

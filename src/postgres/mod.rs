@@ -11,16 +11,15 @@ mod hook;
 
 pub use error::Error;
 
-use crate::fork::{PerProcess, probe};
+use crate::fork::probe;
 use crate::{Attempt, Deadline, ManageConnection, Reset};
 use ::postgres::tls::{MakeTlsConnect, TlsConnect};
 use ::postgres::{Client, Config, Socket};
-use alarm::{Alarm, Alarms};
+use alarm::Alarm;
 use hook::Hook;
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -67,15 +66,14 @@ use tokio::runtime::Handle;
 ///
 /// # What the deadline cannot bound
 ///
-/// - looking up a host name (by libc), when it is not a child's first attempt;
-/// - the driver's goodbye, when a connection is closed whose server reads nothing more.
+/// Looking up a host name (by libc), when it is not a child's first attempt.
 ///
 /// Several hosts share the time that there is.
+#[derive(Clone)]
 pub struct PostgresManager<T> {
     config: Config,
     tls: T,
     on_return: OnReturn,
-    alarms: Arc<PerProcess<Alarms>>,
 }
 
 /// What becomes of a session when its connection is returned to the pool.
@@ -103,7 +101,7 @@ const DISCARD: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; 
 impl<T> PostgresManager<T> {
     /// Connections as `config` says, encrypted by `tls` where it says so (`sslmode`).
     pub fn new(config: Config, tls: T) -> Self {
-        Self { config, tls, on_return: OnReturn::default(), alarms: Arc::new(PerProcess::new(Alarms::default)) }
+        Self { config, tls, on_return: OnReturn::default() }
     }
 
     /// What becomes of a session when its connection is returned. Default: [`OnReturn::Nothing`], because everything else
@@ -172,7 +170,7 @@ where
         alarm.clear();
         match connected {
             Ok(Ok(client)) if !alarm.has_rung() => {
-                self.alarms.get().keep(alarm);
+                alarm.keep();
                 Ok(client)
             }
             Ok(Ok(_)) => Err(Error::TimedOut(None)),
@@ -187,7 +185,11 @@ where
         if !may_wait_here() {
             return Err(Error::InsideRuntime);
         }
-        Ok(conn.is_valid(deadline.remaining().min(YEAR))?)
+        conn.is_valid(deadline.remaining().min(YEAR)).map_err(|error| {
+            // The driver would wait for the answer when it says goodbye.
+            deadline.socket().into_iter().for_each(probe::shutdown);
+            Error::Driver(error)
+        })
     }
 
     fn resets(&self) -> bool {
@@ -195,7 +197,7 @@ where
     }
 
     fn reset(&self, conn: &mut Client, deadline: Deadline) -> Result<Reset, Error> {
-        let _alarm = deadline.socket().and_then(|socket| self.alarms.get().set(socket, deadline));
+        let _alarm = alarm::set(deadline);
         // In a failed transaction the first word is refused, and the rest is not heard.
         conn.batch_execute("BEGIN; ROLLBACK").or_else(|_| conn.batch_execute("ROLLBACK"))?;
         if self.on_return == OnReturn::DiscardAll {
@@ -204,7 +206,7 @@ where
         Ok(Reset::Keep)
     }
 
-    fn goodbye(&self) -> fn(Client) {
+    fn goodbye(&self) -> fn(Client, Deadline) {
         say_goodbye
     }
 
@@ -225,8 +227,10 @@ fn may_wait_here() -> bool {
     Handle::try_current().map_or(true, |here| catch_unwind(AssertUnwindSafe(|| here.block_on(async {}))).is_ok())
 }
 
-/// The driver says it when the client is dropped. Where tokio forbids to wait, a thread does the waiting.
-fn say_goodbye(client: Client) {
+/// The driver says it when the client is dropped, and waits for what it had asked before. Where tokio forbids to wait, a
+/// thread does the waiting.
+fn say_goodbye(client: Client, deadline: Deadline) {
+    let _alarm = alarm::set(deadline);
     if Handle::try_current().is_err() {
         return drop(client);
     }
@@ -239,13 +243,6 @@ fn say_goodbye(client: Client) {
 fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
     let literal = panic.downcast_ref::<&str>().map(ToString::to_string);
     literal.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
-}
-
-impl<T: Clone> Clone for PostgresManager<T> {
-    fn clone(&self) -> Self {
-        let Self { config, tls, on_return, alarms } = self;
-        Self { config: config.clone(), tls: tls.clone(), on_return: *on_return, alarms: Arc::clone(alarms) }
-    }
 }
 
 impl<T> fmt::Debug for PostgresManager<T> {
