@@ -4,12 +4,14 @@
 //!   way of making a child that the machine allows.
 //! - [`Witness`] is a server that knows which process wrote each byte: it reports every connection that carried two.
 //! - [`clean_process`] gives a test a process of its own, because descriptors, limits and signals are a process's.
-//! - [`PrivateRedis`] is a Redis for one test.
+//! - [`PrivateRedis`] is a Redis for one test, [`PrivatePostgres`] a PostgreSQL.
 //!
 //! The kit is for tests: where something cannot be set up it panics and says what.
 
 mod child;
 mod clean;
+mod cluster;
+mod postgres;
 mod proc;
 mod redis;
 mod way;
@@ -17,6 +19,7 @@ mod witness;
 
 pub use child::{Child, Outcome, child};
 pub use clean::clean_process;
+pub use postgres::PrivatePostgres;
 pub use proc::{descriptors, shared_sockets, socket_of};
 pub use redis::PrivateRedis;
 pub use way::Way;

@@ -17,6 +17,7 @@ mod limits;
 mod per_process;
 mod pool;
 mod postgres_driver;
+mod private_postgres;
 mod redis_driver;
 mod registry;
 mod servers;
