@@ -15,7 +15,7 @@ const SETTINGS: [&str; 7] = [
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=.",
     "shared_buffers=8MB",
-    // In the server's own folder, so that nothing stays in /dev/shm if the server is killed.
+    // In the server's own folder.
     "dynamic_shared_memory_type=mmap",
     "max_logical_replication_workers=0",
     "autovacuum=off",
@@ -27,7 +27,7 @@ const SETTINGS: [&str; 7] = [
 /// killed; then its folder stays. `DATABASE_URL` in the environment is used instead if it is set.
 ///
 /// Root has it run by the user `postgres` or `nobody`. The first start on a machine makes a template in the temporary
-/// folder, which later ones copy.
+/// folder, which later ones copy: to `/dev/shm` if that has a gigabyte to spare and `TMPDIR` is not set.
 #[derive(Debug)]
 pub struct PrivatePostgres {
     server: Option<Child>,
