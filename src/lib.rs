@@ -80,5 +80,5 @@ pub mod testing;
 
 pub use deadline::Deadline;
 pub use error::Error;
-pub use manager::{Attempt, ManageConnection};
+pub use manager::{Attempt, ManageConnection, Reset};
 pub use pool::{Builder, Pool, PooledConnection, State, WeakPool};

@@ -13,12 +13,16 @@
 
 #[cfg(feature = "testing")]
 pub(crate) mod control;
+mod dead;
 mod disown;
+pub(crate) mod event_loop;
 pub(crate) mod forks;
 mod guarded;
 pub(crate) mod hooks;
 mod page;
 mod per_process;
+#[cfg(feature = "postgres")]
+pub(crate) mod probe;
 mod registry;
 #[cfg(feature = "redis")]
 pub(crate) mod socket;

@@ -16,6 +16,7 @@ mod lent;
 mod limits;
 mod per_process;
 mod pool;
+mod postgres_driver;
 mod private_postgres;
 mod redis_driver;
 mod registry;
