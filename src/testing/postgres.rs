@@ -46,22 +46,21 @@ impl PrivatePostgres {
     /// When there is no PostgreSQL to start, with what to do about it.
     #[track_caller]
     pub fn start() -> Self {
-        Self::start_with(&[])
+        match env::var("DATABASE_URL") {
+            Ok(url) => Self { server: None, url, port: 0, arguments: Vec::new(), cluster: None },
+            Err(_) => Self::start_with(&[]),
+        }
     }
 
-    /// Starts a server with more arguments (`&["-c", "max_connections=20"]`), whatever `DATABASE_URL` says.
+    /// Starts a server, with more arguments if there are any (`&["-c", "max_connections=20"]`), whatever `DATABASE_URL`
+    /// says.
     ///
     /// # Panics
     ///
     /// As [`start`](Self::start).
     #[track_caller]
     pub fn start_with(arguments: &[&str]) -> Self {
-        match env::var("DATABASE_URL") {
-            Ok(url) if arguments.is_empty() => {
-                Self { server: None, url, port: 0, arguments: Vec::new(), cluster: None }
-            }
-            _ => Self::start_in(Cluster::new(), arguments),
-        }
+        Self::start_in(Cluster::new(), arguments)
     }
 
     /// Starts a server that speaks TLS with whoever wants to, with a certificate and a key in PEM format, whatever
