@@ -15,7 +15,7 @@ const SETTINGS: [&str; 7] = [
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=.",
     "shared_buffers=8MB",
-    // In the server's own folder, so that nothing stays in /dev/shm if the server is killed.
+    // In the server's own folder.
     "dynamic_shared_memory_type=mmap",
     "max_logical_replication_workers=0",
     "autovacuum=off",
@@ -27,7 +27,7 @@ const SETTINGS: [&str; 7] = [
 /// killed; then its folder stays. `DATABASE_URL` in the environment is used instead if it is set.
 ///
 /// Root has it run by the user `postgres` or `nobody`. The first start on a machine makes a template in the temporary
-/// folder, which later ones copy.
+/// folder, which later ones copy: to `/dev/shm` if that has a gigabyte to spare and `TMPDIR` is not set.
 #[derive(Debug)]
 pub struct PrivatePostgres {
     server: Option<Child>,
@@ -46,22 +46,21 @@ impl PrivatePostgres {
     /// When there is no PostgreSQL to start, with what to do about it.
     #[track_caller]
     pub fn start() -> Self {
-        Self::start_with(&[])
+        match env::var("DATABASE_URL") {
+            Ok(url) => Self { server: None, url, port: 0, arguments: Vec::new(), cluster: None },
+            Err(_) => Self::start_with(&[]),
+        }
     }
 
-    /// Starts a server with more arguments (`&["-c", "max_connections=20"]`), whatever `DATABASE_URL` says.
+    /// Starts a server, with more arguments if there are any (`&["-c", "max_connections=20"]`), whatever `DATABASE_URL`
+    /// says.
     ///
     /// # Panics
     ///
     /// As [`start`](Self::start).
     #[track_caller]
     pub fn start_with(arguments: &[&str]) -> Self {
-        match env::var("DATABASE_URL") {
-            Ok(url) if arguments.is_empty() => {
-                Self { server: None, url, port: 0, arguments: Vec::new(), cluster: None }
-            }
-            _ => Self::start_in(Cluster::new(), arguments),
-        }
+        Self::start_in(Cluster::new(), arguments)
     }
 
     /// Starts a server that speaks TLS with whoever wants to, with a certificate and a key in PEM format, whatever

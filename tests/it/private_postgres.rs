@@ -99,7 +99,7 @@ fn a_crash_ends_all_sessions_and_a_restart_is_at_the_same_address() {
 #[test]
 fn it_listens_on_a_unix_socket() {
     clean_process(|| {
-        let postgres = PrivatePostgres::start_with(&["-c", "max_connections=20"]);
+        let postgres = PrivatePostgres::start_with(&[]);
         let mut client = connect(&postgres.unix_config().unwrap());
         assert_eq!(ask(&mut client, "SELECT coalesce(inet_client_addr()::text, 'local')"), "local");
         let mut client = connect(&postgres.config());
@@ -112,7 +112,7 @@ fn it_listens_on_a_unix_socket() {
 fn it_does_not_outlive_who_started_it() {
     clean_process(|| {
         let child = testing::child(|| {
-            let postgres = PrivatePostgres::start_with(&["-c", "max_connections=20"]);
+            let postgres = PrivatePostgres::start_with(&[]);
             let Traces { processes, folder } = Traces::of(&postgres);
             mem::forget(postgres);
             (processes, folder)
@@ -148,9 +148,8 @@ fn one_that_does_not_start_says_why_and_leaves_nothing() {
 fn many_may_start_their_first_at_the_same_time() {
     clean_process(|| {
         let temporary = a_temporary_folder_of_its_own();
-        let children: Vec<_> = (0..3)
-            .map(|_| testing::child(|| PrivatePostgres::start_with(&["-c", "max_connections=20"]).pid().is_some()))
-            .collect();
+        let children: Vec<_> =
+            (0..3).map(|_| testing::child(|| PrivatePostgres::start_with(&[]).pid().is_some())).collect();
         assert!(children.into_iter().all(|child| child.join()));
         let names = names_in(&temporary);
         assert!(names.len() == 1 && names[0].contains("template"), "{names:?}");

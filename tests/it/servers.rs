@@ -4,6 +4,7 @@ use forksafe::postgres::PostgresManager;
 use forksafe::testing::{PrivatePostgres, PrivateRedis, Witness, WitnessManager, patience};
 use forksafe::{Builder, ManageConnection, Pool};
 use postgres::NoTls;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
@@ -128,15 +129,21 @@ impl Server for PrivateRedis {
 /// The pid alone may be used again.
 const NAME: &str = "(extract(epoch FROM backend_start) * 1000000)::bigint << 22 | pid";
 
+/// What the sessions of this test are called, in its children, too: a server of `DATABASE_URL` has those of other tests.
+static TEST: LazyLock<String> = LazyLock::new(|| format!("forksafe {}", std::process::id()));
+
 impl Server for PrivatePostgres {
     type Manager = PostgresManager<NoTls>;
 
     fn start() -> Self {
+        LazyLock::force(&TEST);
         PrivatePostgres::start()
     }
 
     fn manager(&self) -> PostgresManager<NoTls> {
-        PostgresManager::new(self.config(), NoTls)
+        let mut config = self.config();
+        config.application_name(&TEST);
+        PostgresManager::new(config, NoTls)
     }
 
     fn ask(conn: &mut postgres::Client) -> u64 {
@@ -153,9 +160,10 @@ impl Server for PrivatePostgres {
 
     fn open(&self) -> Vec<u64> {
         let question = format!(
-            "SELECT {NAME} FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            "SELECT {NAME} FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() \
+             AND application_name = $1"
         );
-        let sessions = self.config().connect(NoTls).unwrap().query(&question, &[]).unwrap();
+        let sessions = self.config().connect(NoTls).unwrap().query(&question, &[&*TEST]).unwrap();
         sessions.iter().map(|session| session.get::<_, i64>(0).cast_unsigned()).collect()
     }
 
