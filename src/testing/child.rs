@@ -85,6 +85,11 @@ impl<T> Child<T> {
         self
     }
 
+    /// Ends it, whatever it is at.
+    pub fn kill(self) {
+        self.launched.kill();
+    }
+
     /// The pid of the process that runs the closure, in this process's namespace.
     pub fn pid(&self) -> u32 {
         self.launched.runs as u32
