@@ -10,20 +10,24 @@
 
 mod child;
 mod clean;
+mod hang;
 mod proc;
 mod redis;
+mod report;
 mod sharing;
 mod sockets;
+mod steps;
 mod unix_diag;
 mod way;
 mod witness;
 
-pub use child::{Child, Outcome, child};
+pub use child::{Child, Outcome, child, child_then_exit};
 pub use clean::clean_process;
 pub use proc::{Process, descriptors, shared_sockets, socket_of};
 pub use redis::PrivateRedis;
 pub use sharing::{HeldSocket, Holdings};
 pub use sockets::{Socket, SocketState};
+pub use steps::Steps;
 pub use way::Way;
 pub use witness::{Answer, Seen, Witness, WitnessClient, WitnessManager};
 

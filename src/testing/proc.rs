@@ -140,19 +140,6 @@ impl fmt::Display for Process {
     }
 }
 
-/// Where each thread of a process waits.
-pub(super) fn where_it_hangs(pid: libc::pid_t) -> String {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
-        return "it is gone".into();
-    };
-    let threads = threads.flatten().map(|thread| {
-        let read = |file| fs::read_to_string(thread.path().join(file)).unwrap_or_default().trim().to_owned();
-        let (name, waits_in, call, stack) = (read("comm"), read("wchan"), read("syscall"), read("stack"));
-        format!("thread {name:?} waits in {waits_in} (system call {call})\n{stack}")
-    });
-    threads.collect::<Vec<_>>().join("\n")
-}
-
 /// A pipe, closed in programs that are executed: where to read, where to write.
 pub(super) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [-1; 2];

@@ -11,13 +11,13 @@ use std::os::fd::RawFd;
 ///
 /// ```
 /// use forksafe::testing::{self, Holdings};
-/// use std::{net::{TcpListener, TcpStream}, thread};
+/// use std::net::{TcpListener, TcpStream};
 ///
 /// let listener = TcpListener::bind("127.0.0.1:0")?;
 /// let inherited = TcpStream::connect(listener.local_addr()?)?;
-/// let child = testing::child(|| thread::park());
-/// let shared = Holdings::of(&[std::process::id(), child.pid()])?.shared();
-/// assert!(shared.iter().any(|shared| shared.socket.peer == inherited.peer_addr().unwrap().to_string()));
+/// let child = testing::child(std::thread::park);
+/// let holdings = Holdings::of(&[std::process::id(), child.pid()])?;
+/// assert!(holdings.shared_connections().iter().any(|shared| shared.socket.peer == inherited.peer_addr().unwrap().to_string()));
 /// # child.kill();
 /// # Ok::<_, std::io::Error>(())
 /// ```

@@ -5,6 +5,7 @@
 
 mod audit;
 mod callbacks;
+mod children;
 mod churn;
 mod control;
 mod ends;
