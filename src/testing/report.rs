@@ -59,7 +59,13 @@ pub(super) fn descendant() -> Option<u32> {
 
 /// Says it, and waits until there is room for it.
 pub(super) fn send<T: Serialize>(message: &Message<T>) {
-    say(message, usize::MAX);
+    match serde_json::to_vec(message) {
+        Ok(bytes) => say(&bytes, usize::MAX),
+        Err(error) => send(&Message::<()>::Panicked(Panic {
+            message: format!("its value cannot be sent: {error}"),
+            ..Panic::default()
+        })),
+    }
 }
 
 /// Says it if there is room for it at once: who caught that panic may be needed elsewhere.
@@ -67,18 +73,17 @@ pub(super) fn mention(panic: Panic) {
     let mut ask = libc::pollfd { fd: PIPE.load(Relaxed), events: libc::POLLOUT, revents: 0 };
     // SAFETY: one pollfd, ours.
     if unsafe { libc::poll(&raw mut ask, 1, 0) } == 1 && ask.revents == libc::POLLOUT {
-        say(&Message::<()>::Saw(panic), 1);
+        say(&serde_json::to_vec(&Message::<()>::Saw(panic)).unwrap_or_default(), 1);
     }
 }
 
-fn say<T: Serialize>(message: &Message<T>, most: usize) {
+fn say(bytes: &[u8], most: usize) {
     let fd = PIPE.load(Relaxed);
     if inode(fd) != INODE.load(Relaxed) {
         return;
     }
-    let Ok(bytes) = serde_json::to_vec(message) else { return };
     let pieces = bytes.chunks(PIECE);
-    let last = pieces.len() - 1;
+    let last = pieces.len().saturating_sub(1);
     if last >= most {
         return;
     }
@@ -118,6 +123,10 @@ pub(super) struct Letters {
 
 impl Letters {
     /// What has become whole with these bytes.
+    ///
+    /// # Panics
+    ///
+    /// When a value does not survive its serialisation.
     pub(super) fn add<T: DeserializeOwned>(&mut self, bytes: &[u8]) -> Vec<Message<T>> {
         self.unread.extend_from_slice(bytes);
         let mut whole = Vec::new();
@@ -128,7 +137,9 @@ impl Letters {
             let message = self.begun.entry(pid).or_default();
             message.extend_from_slice(piece);
             if header[6] == 0 {
-                whole.extend(serde_json::from_slice(message));
+                whole.push(serde_json::from_slice(message).unwrap_or_else(|error| {
+                    panic!("what process {pid} reports cannot be read: {error}");
+                }));
                 self.begun.remove(&pid);
             }
             self.unread.drain(..HEADER + length);

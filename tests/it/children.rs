@@ -3,6 +3,7 @@
 use crate::kit::{self, ways};
 use forksafe::testing::{self, Child, Outcome, Steps, Way, clean_process};
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -178,6 +179,18 @@ fn what_several_processes_say_at_once_is_told_apart() {
         let Outcome::Panicked { message, .. } = child.outcome() else { panic!("nobody panicked") };
         let (pid, text) = message.trim_start_matches("in its descendant ").split_once(": ").unwrap();
         assert!(text == long(pid.parse().unwrap()), "from {pid} came {} bytes of a mixture", text.len());
+    });
+}
+
+#[test]
+fn a_value_that_cannot_be_sent_or_read_is_an_error_and_says_so() {
+    clean_process(|| {
+        let child = testing::child(|| BTreeMap::from([(vec![1], 2)]));
+        let Outcome::Panicked { message, .. } = child.outcome() else { panic!("it was sent") };
+        assert_eq!(message, "its value cannot be sent: key must be a string");
+        let unread = catch_unwind(|| testing::child(|| f64::NAN).join());
+        let text = *unread.unwrap_err().downcast::<String>().unwrap();
+        assert!(text.contains("reports cannot be read: "), "{text}");
     });
 }
 
