@@ -18,9 +18,11 @@ mod sharing;
 mod sockets;
 mod spawn;
 mod steps;
+mod stream;
 mod unix_diag;
 mod way;
 mod witness;
+mod witness_client;
 
 pub use child::{Child, Outcome, child, child_then_exit};
 pub use clean::clean_process;
@@ -30,8 +32,10 @@ pub use sharing::{HeldSocket, Holdings};
 pub use sockets::{Socket, SocketState};
 pub use spawn::Spawn;
 pub use steps::Steps;
+pub use stream::{Address, Stream};
 pub use way::Way;
-pub use witness::{Answer, Seen, Witness, WitnessClient, WitnessManager};
+pub use witness::{Seen, Witness};
+pub use witness_client::{Answer, WitnessClient, WitnessManager};
 
 use crate::fork;
 use std::time::{Duration, Instant};

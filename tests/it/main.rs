@@ -22,3 +22,4 @@ mod redis_driver;
 mod registry;
 mod servers;
 mod storm;
+mod witness;
