@@ -88,12 +88,21 @@ const PROTECTED: &[&str] = &[
     "lent::new_descriptors_of_the_child_never_meet_an_inherited_guard::witness",
     // 17
     "redis_driver::a_subscription_survives_its_copy_in_a_child",
+    "postgres_driver::an_open_transaction_survives_two_hundred_children_that_do_their_worst",
+    "postgres_driver::rows_that_the_parent_is_reading_are_not_the_childs",
+    "postgres_driver::a_borrowed_client_finds_a_dead_socket",
+    "postgres_driver::notifications_go_on_reaching_the_parent",
     // 18
     "callbacks::a_child_that_was_forked_in_a_callback_starts_over",
+    "postgres_driver::a_fork_inside_a_notice_callback_leaves_the_query_to_the_parent",
+    "postgres_driver::a_child_that_was_forked_during_a_connect_starts_over",
     "callbacks::an_exit_handler_that_closes_the_pool_in_a_child_says_nothing",
+    // 19
+    "postgres_driver::nothing_that_a_client_is_made_of_is_shared",
     // 26
     "churn::no_child_of_two_thousand_holds_a_live_socket_that_it_did_not_make",
     "churn::no_child_of_a_redis_parent_holds_a_live_socket_either",
+    "churn::no_child_of_a_postgres_parent_holds_a_live_socket_either",
     // 28
     "hooks::hooks_run_once_per_child_in_order_before_the_first_use_is_served",
 ];
