@@ -6,7 +6,8 @@
 //! or names a number under which the child has something else; all three are told apart by the state and the identity.
 
 use super::dead::Dead;
-use super::registry::{self, CLAIMED, Entry, FREE, IDLE, LENT, Named, WITHDRAWN};
+use super::registry::{self, CLAIMED, Entry, FREE, IDLE, LENT, Named, SIGNAL_RECEIVER, SIGNAL_SENDER, WITHDRAWN};
+use super::signal_pipe::Pair;
 use super::sys;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 
@@ -56,6 +57,7 @@ pub(super) fn all(birth: Birth, parent: u32) {
         entry.state.store(closed, Relaxed);
     }
     let mut dead = Dead::default();
+    let mut signals = Pair::default();
     for entry in registry::entries() {
         let (fd, identity) = entry.descriptor();
         match entry.state.load(Acquire) {
@@ -71,11 +73,9 @@ pub(super) fn all(birth: Birth, parent: u32) {
                         None => dead.put_over(fd),
                         Some(event_loop) => {
                             event_loop.replace(&mut dead);
-                            if let Some(now) = sys::look(fd) {
-                                // The loop is this process's own: a child of ours must not wait on it, either.
-                                entry.identify(now.identity);
-                                continue;
-                            }
+                            // The loop is this process's own: a child of ours must not wait on it, either.
+                            recognise(entry);
+                            continue;
                         }
                     },
                     Some(_) if dead.lies_at(fd) => dead.leave(), // It stays there.
@@ -86,11 +86,23 @@ pub(super) fn all(birth: Birth, parent: u32) {
                 }
                 entry.state.store(FREE, Relaxed);
             }
+            SIGNAL_RECEIVER | SIGNAL_SENDER if sys::is(fd, identity) => {
+                signals.put_over(fd, entry.state.load(Relaxed));
+                recognise(entry);
+            }
             CLAIMED => entry.state.store(FREE, Relaxed),
             _ => {}
         }
     }
     dead.done();
+    signals.done();
+}
+
+/// What is under the number now is this process's own, and our children are to know it.
+fn recognise(entry: &Entry) {
+    if let Some(own) = sys::look(entry.descriptor().0) {
+        entry.identify(own.identity);
+    }
 }
 
 /// Closes what nothing in this process can reach.

@@ -21,9 +21,11 @@ mod guarded;
 pub(crate) mod hooks;
 mod page;
 mod per_process;
-#[cfg(feature = "postgres")]
+#[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for drivers that hide an event loop"))]
 pub(crate) mod probe;
 mod registry;
+#[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for drivers that hide an event loop"))]
+pub(crate) mod signal_pipe;
 #[cfg(feature = "redis")]
 pub(crate) mod socket;
 mod sys;

@@ -25,6 +25,9 @@ pub(super) const LENT: u32 = 2;
 pub(super) const IDLE: u32 = 3;
 /// Closed by us. The entry still names what was closed, for the child whose descriptors were copied just before that.
 pub(super) const WITHDRAWN: u32 = 4;
+/// Not a connection's: an end of the program's [signal pipe](super::signal_pipe), for ever.
+pub(super) const SIGNAL_RECEIVER: u32 = 5;
+pub(super) const SIGNAL_SENDER: u32 = 6;
 
 /// One descriptor, with the event loop that watches it where there is one. On cache lines of its own: `state` is stored at
 /// every checkout and return.
@@ -58,17 +61,17 @@ impl Entry {
         self.event_loop.load()
     }
 
-    fn write(&self, Named { fd, event_loop }: Named, identity: Identity) {
+    fn write(&self, Named { fd, event_loop }: Named, identity: Identity, state: u32) {
         self.fd.store(fd, Relaxed);
         self.event_loop.store(event_loop);
         self.identify(identity);
+        self.state.store(state, Release);
     }
 
-    /// What is under the number from here on, while something may still touch it.
+    /// In a child that has put something of its own under the number, which is to be known by its own children.
     pub(super) fn identify(&self, identity: Identity) {
         self.device.store(identity.device, Relaxed);
         self.inode.store(identity.inode, Relaxed);
-        self.state.store(LENT, Release);
     }
 }
 
@@ -117,6 +120,18 @@ fn claim_entry() -> &'static Entry {
             add_bucket(next);
         }
     }
+}
+
+/// Names a descriptor that stays open as long as the process, and is no connection's.
+pub(super) fn publish_for_ever(fd: RawFd, state: u32) {
+    if let Some(open) = sys::look(fd) {
+        claim_entry().write(Named { fd, event_loop: None }, open.identity, state);
+    }
+}
+
+/// Whether something was published in this state.
+pub(super) fn has(state: u32, identity: Identity) -> bool {
+    entries().any(|entry| entry.state.load(Acquire) == state && entry.descriptor().1 == identity)
 }
 
 /// The descriptors of one connection, named so that a child can find and drop them.
@@ -222,7 +237,7 @@ impl Registration {
         let found: Vec<(Named, Identity)> = found.collect::<io::Result<_>>()?;
         let entries = found.into_iter().map(|(one, identity)| {
             let entry = claim_entry();
-            entry.write(one, identity);
+            entry.write(one, identity, LENT);
             entry
         });
         Ok(Self::of(entries, known, generation))

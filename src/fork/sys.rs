@@ -70,16 +70,20 @@ pub(super) fn shutdown(fd: RawFd) {
     unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
 }
 
-/// A socket whose peer is gone: reads see the end of the stream, writes fail, and poll says hang-up.
-pub(super) fn dead_socket() -> Option<RawFd> {
+/// Two sockets that are connected to each other.
+pub(super) fn socket_pair() -> Option<[RawFd; 2]> {
     let mut pair = [-1; 2];
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: `pair` is ours and has room for the two numbers.
-    if unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) } != 0 {
-        return None;
-    }
-    close(pair[1]);
-    Some(pair[0])
+    let failed = unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) };
+    (failed == 0).then_some(pair)
+}
+
+/// A socket whose peer is gone: reads see the end of the stream, writes fail, and poll says hang-up.
+pub(super) fn dead_socket() -> Option<RawFd> {
+    let [socket, peer] = socket_pair()?;
+    close(peer);
+    Some(socket)
 }
 
 /// The next best dead socket, for a table with a single free place: never connected, so every use of it fails.

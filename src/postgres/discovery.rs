@@ -7,6 +7,7 @@
 
 use crate::fork::event_loop::{EventLoop, Watched};
 use crate::fork::probe::{self, Kind};
+use crate::fork::signal_pipe;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -32,10 +33,10 @@ pub(super) fn event_loop_of_this_runtime(from: RawFd) -> Result<EventLoop, Strin
         let last = table_size().map_err(|error| failed("read /proc/self/status", error))? - 1;
         epolls = probe::epolls_that_watch(number, 0..=last);
     }
-    let &[one, other] = &epolls[..] else {
+    let Ok(epolls) = <[RawFd; 2]>::try_from(&epolls[..]) else {
         return Err(unexpected(&format!("the epoll of its runtime has {} descriptors", epolls.len())));
     };
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{one}"));
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", epolls[0]));
     let info = info.map_err(|error| failed("read /proc/self/fdinfo", error))?;
     drop(pipe);
 
@@ -48,18 +49,19 @@ pub(super) fn event_loop_of_this_runtime(from: RawFd) -> Result<EventLoop, Strin
             Kind::Other => return Err(unexpected("its runtime watches something unknown")),
         }
     }
-    match (&sockets[..], &wakers[..], &signals[..]) {
-        (&[socket], &[waker], []) => Ok(EventLoop { epolls: [one, other], socket, waker, signals: None }),
-        (&[socket], &[waker], &[signals]) => {
-            Ok(EventLoop { epolls: [one, other], socket, waker, signals: Some(signals) })
-        }
-        _ => Err(unexpected(&format!(
+    let (&[socket], &[waker], [] | [_]) = (&sockets[..], &wakers[..], &signals[..]) else {
+        return Err(unexpected(&format!(
             "its runtime watches {} sockets with a peer, {} eventfds and {} other sockets",
             sockets.len(),
             wakers.len(),
             signals.len()
-        ))),
+        )));
+    };
+    let signals = signals.pop();
+    if let Some(receiver) = signals {
+        signal_pipe::protect(receiver.fd, || table_size().ok());
     }
+    Ok(EventLoop { epolls, socket, waker, signals })
 }
 
 fn unexpected(what: &str) -> String {

@@ -1,26 +1,32 @@
 //! A closure in a child, its value over a pipe, and what became of the child.
 
+use super::hang::where_it_hangs;
 use super::proc;
+use super::report::{self, Letters, Message, Panic};
 use super::way::{Launched, Way};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::Read;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering::*};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Forks, runs `f` in the child, and brings its value back.
 ///
 /// The child ends by `_exit` when `f` has returned or panicked: no destructors or exit handlers of the parent's run in
-/// it. A child that is not through within its [deadline](Child::deadline), 20 seconds by default, is killed.
+/// it, unless it is made by [`child_then_exit`]. A child that is not through within its [deadline](Child::deadline), 20
+/// seconds by default, is killed.
+///
+/// A panic in the child is not printed, for the lock of standard error may have been inherited in use: it comes over the
+/// pipe, too. So does one in a process that the child forks, by whatever means.
 ///
 /// ```
 /// let child = forksafe::testing::child(std::process::id);
@@ -32,12 +38,35 @@ pub fn child<T: Serialize + DeserializeOwned, F: FnOnce() -> T>(f: F) -> Child<T
     Way::Fork.child(f)
 }
 
+/// As [`child`], but when `f` has returned the child ends by libc's `exit`, as a program that returns from `main` does:
+/// the exit handlers that its parent registered run in it, and the destructors of this thread's thread-locals.
+///
+/// ```
+/// use forksafe::testing::{self, Outcome};
+///
+/// extern "C" fn handler() {
+///     unsafe { libc::_exit(7) }
+/// }
+/// // SAFETY: a function that stays.
+/// unsafe { libc::atexit(handler) };
+/// assert!(matches!(testing::child(|| ()).outcome(), Outcome::Returned(())));
+/// assert!(matches!(testing::child_then_exit(|| ()).outcome(), Outcome::Exited(7)));
+/// # unsafe { libc::_exit(0) };
+/// ```
+#[track_caller]
+pub fn child_then_exit<T: Serialize + DeserializeOwned, F: FnOnce() -> T>(f: F) -> Child<T> {
+    Way::Fork.child_then_exit(f)
+}
+
 /// A child at work.
 #[derive(Debug)]
 #[must_use = "join it, or ask for its outcome: nobody else waits for the child"]
 pub struct Child<T> {
     launched: Launched,
-    report: File,
+    reports: File,
+    letters: Letters,
+    /// What its processes panicked with.
+    panics: Vec<Panic>,
     /// Kept, because a child that shares our descriptor table writes to the very same descriptor.
     _to_parent: OwnedFd,
     born: Instant,
@@ -58,7 +87,7 @@ pub enum Outcome<T> {
         /// The file and line of the panic.
         location: String,
     },
-    /// The process ended before the closure did.
+    /// The process ended by itself, before the closure returned or not with 0 after it.
     Exited(i32),
     /// A signal ended it.
     Killed {
@@ -67,15 +96,16 @@ pub enum Outcome<T> {
     },
     /// It was not through within its deadline, and was killed.
     Hung {
-        /// Where its threads were waiting, as far as `/proc` tells.
+        /// Where its threads and those of its descendants were waiting: the system call, the place in the kernel, and
+        /// with gdb installed a backtrace. And what had panicked before.
         at: String,
     },
 }
 
-#[derive(Serialize, Deserialize)]
-enum Report<T> {
-    Returned(T),
-    Panicked { message: String, location: String },
+/// What the closure came to.
+enum Result<T> {
+    Value(T),
+    Panic(Panic),
 }
 
 impl<T> Child<T> {
@@ -85,6 +115,11 @@ impl<T> Child<T> {
         self
     }
 
+    /// Ends it and its descendants, whatever they are at.
+    pub fn kill(self) {
+        self.launched.kill();
+    }
+
     /// The pid of the process that runs the closure, in this process's namespace.
     pub fn pid(&self) -> u32 {
         self.launched.runs as u32
@@ -92,36 +127,37 @@ impl<T> Child<T> {
 }
 
 impl<T: Serialize + DeserializeOwned> Child<T> {
-    pub(super) fn start(way: Way, f: impl FnOnce() -> T) -> Self {
-        record_panics_of_children();
-        let (report, to_parent) = proc::pipe().expect("a pipe for the child's report");
+    pub(super) fn start(way: Way, exit: bool, f: impl FnOnce() -> T) -> Self {
+        report_panics_of_children();
+        let (reports, to_parent) = proc::pipe().expect("a pipe for the child's reports");
         let born = Instant::now();
         let launched = way.launch(|| {
-            IS_CHILD.store(true, Relaxed);
-            let report = match catch_unwind(AssertUnwindSafe(f)) {
-                Ok(value) => Report::Returned(value),
-                Err(panic) => Report::Panicked { message: message_of(&*panic), location: LOCATION.take() },
-            };
-            // Whoever reads may be gone; then nobody wants to know.
-            let _ = send(&to_parent, &report);
+            report::to(&to_parent);
+            allow_gdb();
+            let result = catch_unwind(AssertUnwindSafe(f));
+            // What was forked inside `f` and did not leave it by an exit comes here, too. Its panic is news, its value is
+            // not the child's.
+            let is_child = report::descendant().is_none();
+            match result {
+                Ok(value) if is_child => report::send(&Message::Returned(value)),
+                Ok(_) => {}
+                Err(panic) => report::send(&Message::<T>::Panicked(told_by(&*panic))),
+            }
+            if exit && is_child {
+                // SAFETY: runs handlers that were registered for this.
+                unsafe { libc::exit(0) };
+            }
         });
         let deadline = super::patience();
-        Self { launched, report: File::from(report), _to_parent: to_parent, born, deadline, way, value: PhantomData }
+        let (reports, letters, panics) = (File::from(reports), Letters::default(), Vec::new());
+        Self { launched, reports, letters, panics, _to_parent: to_parent, born, deadline, way, value: PhantomData }
     }
 
     /// Waits for the end of the child.
     pub fn outcome(mut self) -> Outcome<T> {
-        let until = self.born + self.deadline;
-        let report = self.read_report(until);
-        match (report, self.launched.wait(until)) {
-            (_, None) => {
-                let at = proc::where_it_hangs(self.launched.runs);
-                self.launched.kill();
-                Outcome::Hung { at }
-            }
-            (Some(Report::Returned(value)), Some(_)) => Outcome::Returned(value),
-            (Some(Report::Panicked { message, location }), Some(_)) => Outcome::Panicked { message, location },
-            (None, Some(status)) => ended(status),
+        match self.end() {
+            Outcome::Hung { at } => Outcome::Hung { at: at + &self.earlier_panics() },
+            other => other,
         }
     }
 
@@ -131,31 +167,68 @@ impl<T: Serialize + DeserializeOwned> Child<T> {
     ///
     /// When the closure did not return in time, with what happened instead.
     #[track_caller]
-    pub fn join(self) -> T {
-        let (pid, way, deadline) = (self.pid(), self.way, self.deadline);
-        match self.outcome() {
+    pub fn join(mut self) -> T {
+        match self.end() {
             Outcome::Returned(value) => value,
-            other => panic!("child {pid} (made by {way}): {}", other.describe(deadline)),
+            other => {
+                let (what, earlier) = (other.describe(self.deadline), self.earlier_panics());
+                panic!("child {} (made by {}): {what}{earlier}", self.pid(), self.way)
+            }
         }
     }
 
-    /// The child's message, unless it ends or the time is over first.
-    fn read_report(&mut self, until: Instant) -> Option<Report<T>> {
-        let mut bytes = Vec::new();
-        loop {
-            if let Ok(report) = serde_json::from_slice(&bytes) {
-                return Some(report);
-            }
-            // A grandchild may keep the pipe open: the end of the child counts, not the end of the pipe.
-            if !self.launched.readable_or_ended(self.report.as_raw_fd(), until)? {
-                return None;
-            }
-            let mut more = [0; 65536];
-            match self.report.read(&mut more).expect("the pipe from a child") {
-                0 => return None,
-                n => bytes.extend_from_slice(&more[..n]),
+    fn end(&mut self) -> Outcome<T> {
+        let until = self.born + self.deadline;
+        let result = self.hear(until);
+        let Some(status) = self.launched.wait(until) else {
+            let when = if result.is_some() { "after its closure had ended:\n" } else { "" };
+            let at = format!("{when}{}", where_it_hangs(self.pid()));
+            self.launched.kill();
+            return Outcome::Hung { at };
+        };
+        match result {
+            Some(Result::Panic(panic)) => self.panicked(panic),
+            Some(Result::Value(value)) if status.success() => Outcome::Returned(value),
+            _ => ended(status),
+        }
+    }
+
+    /// Listens until the child has ended or the time is over. A grandchild may keep the pipe open: the end of the child
+    /// counts, not the end of the pipe.
+    fn hear(&mut self, until: Instant) -> Option<Result<T>> {
+        let mut result = None;
+        while self.launched.readable_or_ended(self.reports.as_raw_fd(), until) == Some(true) {
+            let mut bytes = [0; 65536];
+            let n = self.reports.read(&mut bytes).expect("the pipe from a child");
+            for message in self.letters.add(&bytes[..n]) {
+                match message {
+                    Message::Saw(panic) => self.panics.push(panic),
+                    Message::Returned(value) => result = result.or(Some(Result::Value(value))),
+                    Message::Panicked(panic) => result = Some(Result::Panic(panic)),
+                }
             }
         }
+        result
+    }
+
+    fn panicked(&mut self, panic: Panic) -> Outcome<T> {
+        let Panic { descendant, message, mut location, .. } = panic;
+        let noted = self.panics.iter().rposition(|noted| noted.message == message && noted.descendant == descendant);
+        if let Some(noted) = noted {
+            // Of one that was resumed only the hook has seen where it began.
+            location = self.panics.remove(noted).location;
+        }
+        let message = descendant.map_or(message.clone(), |pid| format!("in its descendant {pid}: {message}"));
+        Outcome::Panicked { message, location }
+    }
+
+    /// A thread that panicked is often the reason for what its process came to.
+    fn earlier_panics(&self) -> String {
+        let line = |Panic { descendant, thread, message, location }: &Panic| {
+            let process = descendant.map(|pid| format!("in its descendant {pid} ")).unwrap_or_default();
+            format!("\n  before that: {process}thread {thread:?} panicked at {location}: {message}")
+        };
+        self.panics.iter().map(line).collect()
     }
 }
 
@@ -179,36 +252,49 @@ fn ended<T>(status: ExitStatus) -> Outcome<T> {
     }
 }
 
-fn send<T: Serialize>(to_parent: &OwnedFd, report: &Report<T>) -> io::Result<()> {
-    File::from(to_parent.try_clone()?).write_all(&serde_json::to_vec(report)?)
-}
-
-fn message_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "(no message)".into())
-}
-
-static IS_CHILD: AtomicBool = AtomicBool::new(false);
-
 thread_local! {
-    static LOCATION: RefCell<String> = const { RefCell::new(String::new()) };
+    static LAST: RefCell<Panic> = RefCell::default();
 }
 
 /// In a child a panic is reported over the pipe. The default hook would lock standard error, which a thread of the
 /// parent may have held at the fork; so another hook is set, before the first fork.
-fn record_panics_of_children() {
+fn report_panics_of_children() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let default = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            if IS_CHILD.load(Relaxed) {
-                let location = info.location().map(ToString::to_string).unwrap_or_default();
-                LOCATION.set(location);
+            if report::is_wanted() {
+                let panic = Panic {
+                    descendant: report::descendant(),
+                    thread: thread::current().name().unwrap_or("without a name").into(),
+                    message: message_of(info.payload()),
+                    location: info.location().map(ToString::to_string).unwrap_or_default(),
+                };
+                LAST.set(panic.clone());
+                report::mention(panic);
             } else {
                 default(info);
             }
         }));
     });
+}
+
+/// What the hook has noted, if it is about this panic: one that is resumed does not call it.
+fn told_by(payload: &(dyn Any + Send)) -> Panic {
+    let message = message_of(payload);
+    let noted = Some(LAST.take()).filter(|last| last.message == message);
+    noted.unwrap_or_else(|| Panic { descendant: report::descendant(), message, ..Panic::default() })
+}
+
+fn message_of(payload: &dyn Any) -> String {
+    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "(no message)".into())
+}
+
+/// Some machines let nobody but its parent look into a process, unless it says so.
+fn allow_gdb() {
+    // SAFETY: takes numbers. Where it means nothing it fails, and nothing is lost.
+    unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
 }
 
 impl fmt::Display for Way {

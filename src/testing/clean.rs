@@ -57,7 +57,6 @@ fn test_of<F>() -> String {
 
 fn run_again(name: &str) -> (Option<ExitStatus>, String) {
     let program = std::env::current_exe().expect("the path of the test program");
-    // A file and not a pipe: a grandchild that lives on would keep a pipe open.
     let mut output = unnamed_file();
     let mut command = Command::new(program);
     command
@@ -87,11 +86,12 @@ fn run_again(name: &str) -> (Option<ExitStatus>, String) {
     (status, text)
 }
 
-fn unnamed_file() -> File {
+/// A file and not a pipe: it is never full, and whoever lives on with a copy of it holds up nobody.
+pub(super) fn unnamed_file() -> File {
     use std::os::fd::FromRawFd;
     // SAFETY: a C string; the descriptor is new and ours.
     unsafe {
-        let fd = libc::memfd_create(c"output of a test".as_ptr(), libc::MFD_CLOEXEC);
+        let fd = libc::memfd_create(c"output".as_ptr(), libc::MFD_CLOEXEC);
         assert!(fd >= 0, "memfd_create: {}", std::io::Error::last_os_error());
         File::from_raw_fd(fd)
     }

@@ -11,22 +11,37 @@
 mod child;
 mod clean;
 mod cluster;
+mod hang;
 mod postgres;
 mod proc;
 mod redis;
+mod report;
+mod sharing;
+mod sockets;
+mod spawn;
+mod steps;
+mod stream;
+mod unix_diag;
 mod way;
 mod witness;
+mod witness_client;
 
-pub use child::{Child, Outcome, child};
+pub use child::{Child, Outcome, child, child_then_exit};
 pub use clean::clean_process;
 pub use postgres::PrivatePostgres;
-pub use proc::{descriptors, shared_sockets, socket_of};
+pub use proc::{Process, descriptors, shared_sockets, socket_of};
 pub use redis::PrivateRedis;
+pub use sharing::{HeldSocket, Holdings};
+pub use sockets::{Socket, SocketState};
+pub use spawn::Spawn;
+pub use steps::Steps;
+pub use stream::{Address, Stream};
 pub use way::Way;
-pub use witness::{Answer, Seen, Witness, WitnessClient, WitnessManager};
+pub use witness::{Seen, Witness};
+pub use witness_client::{Answer, WitnessClient, WitnessManager};
 
 use crate::fork;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Turns the protection off in every child made from here on: a child then takes itself for its parent, and uses what
 /// it inherited. It cannot be turned on again.
@@ -41,6 +56,20 @@ pub fn unsafe_share() {
 /// taken for a hang; 4 in a control run, where the hang is what is expected.
 pub fn patience() -> Duration {
     Duration::from_secs(if fork::control::is_off() { 4 } else { 20 })
+}
+
+/// Waits until `holds` says that it is so. For what has no other sign.
+///
+/// # Panics
+///
+/// When it has not come within the kit's [patience].
+#[track_caller]
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + patience();
+    while !holds() {
+        assert!(Instant::now() < until, "waited {:?} in vain until {what}", patience());
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Makes this process and its children tell themselves apart by their pids and the fork handlers alone, as on a kernel

@@ -1,6 +1,7 @@
 //! What `/proc` tells of processes and their descriptors.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -12,16 +13,18 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 /// When `/proc` does not show them.
 #[track_caller]
 pub fn descriptors(pid: u32) -> BTreeMap<RawFd, String> {
-    let folder = format!("/proc/{pid}/fd");
-    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
-    let named = entries.filter_map(|entry| {
+    try_descriptors(pid).unwrap_or_else(|error| panic!("/proc/{pid}/fd: {error}"))
+}
+
+pub(super) fn try_descriptors(pid: u32) -> io::Result<BTreeMap<RawFd, String>> {
+    let named = fs::read_dir(format!("/proc/{pid}/fd"))?.filter_map(|entry| {
         let entry = entry.ok()?;
         let fd = entry.file_name().to_str()?.parse().ok()?;
         // Gone in between: the descriptor of the folder itself, at the least.
         let target = fs::read_link(entry.path()).ok()?;
         Some((fd, target.to_string_lossy().into_owned()))
     });
-    named.collect()
+    Ok(named.collect())
 }
 
 /// The sockets that two processes both hold: descriptor here, descriptor there, and the socket's name.
@@ -62,17 +65,79 @@ pub(super) fn name_of_this_process() -> String {
     format!("{pid}.{start}")
 }
 
-/// Where each thread of a process waits.
-pub(super) fn where_it_hangs(pid: libc::pid_t) -> String {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
-        return "it is gone".into();
-    };
-    let threads = threads.flatten().map(|thread| {
-        let read = |file| fs::read_to_string(thread.path().join(file)).unwrap_or_default().trim().to_owned();
-        let (name, waits_in, call, stack) = (read("comm"), read("wchan"), read("syscall"), read("stack"));
-        format!("thread {name:?} waits in {waits_in} (system call {call})\n{stack}")
-    });
-    threads.collect::<Vec<_>>().join("\n")
+/// A process, for people.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub struct Process {
+    /// Its pid, as `/proc` has it.
+    pub pid: u32,
+    /// The pid of its parent.
+    pub parent: u32,
+    /// What it was called with, or has made of that (`puma: cluster worker 1`); its program's name if that is empty.
+    pub title: String,
+    /// It has ended and nobody has waited for it: it holds nothing.
+    pub(super) ended: bool,
+}
+
+impl Process {
+    /// What there is to know of a process.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when there is none of that pid, or `/proc` hides it.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
+            // Its end came between the opening and the reading.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(io::ErrorKind::NotFound.into()),
+            stat => stat,
+        }?;
+        // The program's name stands in parentheses and may hold any, but the last one is not its own.
+        let (name, rest) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')).unwrap_or_default();
+        let mut rest = rest.split_whitespace();
+        let ended = matches!(rest.next(), Some("Z" | "X"));
+        let parent = rest.next().and_then(|parent| parent.parse().ok()).unwrap_or_default();
+        let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let title = String::from_utf8_lossy(&title).replace(|c: char| c.is_control(), " ");
+        let title = if title.trim().is_empty() { name } else { title.trim() };
+        // `/usr/bin/python3 /usr/bin/gunicorn app` is python3 to everybody.
+        let folder =
+            title.split(' ').next().filter(|program| program.starts_with('/')).and_then(|path| path.rfind('/'));
+        let title = folder.map_or(title, |folder| &title[folder + 1..]);
+        Ok(Self { pid, parent, title: title.chars().take(60).collect(), ended })
+    }
+
+    /// All that `/proc` shows.
+    ///
+    /// # Errors
+    ///
+    /// When there is no `/proc`.
+    pub fn all() -> io::Result<Vec<Self>> {
+        let pids = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        // Those that end meanwhile are not missed.
+        Ok(pids.filter_map(|pid| Self::of(pid).ok()).collect())
+    }
+
+    /// A process and its descendants, each after its parent. Orphans are not found: they have another parent.
+    ///
+    /// # Errors
+    ///
+    /// As [`of`](Self::of) and [`all`](Self::all).
+    pub fn tree(root: u32) -> io::Result<Vec<Self>> {
+        let mut others = Self::all()?;
+        let mut tree = vec![Self::of(root)?];
+        let mut next = 0;
+        while let Some(parent) = tree.get(next).map(|process| process.pid) {
+            tree.extend(others.extract_if(.., |process| process.parent == parent && process.pid != root));
+            next += 1;
+        }
+        Ok(tree)
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.pid, self.title)
+    }
 }
 
 /// A pipe, closed in programs that are executed: where to read, where to write.

@@ -1,7 +1,7 @@
 //! Every way of making a child, from libc's fork to a raw clone with the parent's own pid.
 
 use super::child::Child;
-use super::proc::pipe;
+use super::proc::{Process, pipe};
 use crate::fork;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -113,7 +113,18 @@ impl Way {
     /// When the machine does not permit it.
     #[track_caller]
     pub fn child<T: Serialize + DeserializeOwned, F: FnOnce() -> T>(self, f: F) -> Child<T> {
-        Child::start(self, f)
+        Child::start(self, false, f)
+    }
+
+    /// Runs `f` in a child made this way, which then runs the exit handlers. See
+    /// [`child_then_exit`](super::child_then_exit).
+    ///
+    /// # Panics
+    ///
+    /// When the machine does not permit it.
+    #[track_caller]
+    pub fn child_then_exit<T: Serialize + DeserializeOwned, F: FnOnce() -> T>(self, f: F) -> Child<T> {
+        Child::start(self, true, f)
     }
 
     #[track_caller]
@@ -355,9 +366,13 @@ impl Launched {
         }
     }
 
+    /// With its descendants.
     pub(super) fn kill(&self) {
-        for pid in [self.runs, self.waits] {
-            // SAFETY: takes numbers. Neither has been waited for, so the pids are still theirs.
+        let descendants = Process::tree(self.runs as u32).unwrap_or_default();
+        let descendants = descendants.iter().map(|process| process.pid as libc::pid_t);
+        // The first is the root of the tree, if that is still there.
+        for pid in [self.runs, self.waits].into_iter().chain(descendants.skip(1)) {
+            // SAFETY: takes numbers. The two have not been waited for, and the others were there a moment ago.
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }
         reap(self.waits);

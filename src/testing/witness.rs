@@ -1,23 +1,23 @@
 //! A server that knows which process wrote each byte.
 //!
-//! Its protocol is a line each way. The client writes who it is and a text, the server answers with the number of the
-//! connection and the same text. So a connection that two processes use is seen by the server, and an answer that was
-//! meant for somebody else is seen by the client.
+//! Its protocol is a line each way. The client writes who it is and a text with its length, the server answers with the
+//! number of the connection and the same text. So a connection that two processes use is seen by the server, and an
+//! answer that was meant for somebody else is seen by the client.
 
-use super::proc;
-use crate::ManageConnection;
-use crate::fork::Descriptors;
+use super::stream::{Address, Listener, Stream};
+use super::witness_client::{GOODBYE, WitnessManager, named_in, read_frame};
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A server on a free loopback port that judges every connection made to it.
+/// A server on a free loopback port, or on a unix socket, that judges every connection made to it.
 ///
 /// ```
 /// use forksafe::{Pool, testing::{self, Witness}};
@@ -32,7 +32,9 @@ use std::time::{Duration, Instant};
 /// ```
 #[derive(Debug)]
 pub struct Witness {
-    address: SocketAddr,
+    address: Address,
+    /// Whose threads serve it. A child that drops its copy ends nothing.
+    pid: u32,
     book: Arc<Book>,
 }
 
@@ -51,12 +53,16 @@ struct Book {
 pub struct Seen {
     /// The processes that wrote on it, by pid and time of start; the first is who opened it, for all that is known.
     pub writers: Vec<String>,
+    /// How many bytes each of them wrote. Those of garbled lines are nobody's.
+    pub bytes: BTreeMap<String, usize>,
     /// How many lines came in.
     pub lines: usize,
     /// Who said goodbye on it.
     pub goodbye: Option<String>,
     /// Whether its end has been seen.
     pub ended: bool,
+    /// When its end has been seen.
+    pub ended_at: Option<Instant>,
     /// Lines that no client writes: two processes wrote into one another.
     pub garbled: Vec<String>,
 }
@@ -69,22 +75,47 @@ impl Witness {
     /// When there is no loopback port to be had.
     #[track_caller]
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free loopback port");
-        let address = listener.local_addr().expect("the address just bound");
+        Self::serve(Listener::tcp().expect("a free loopback port"))
+    }
+
+    /// The same on a unix socket, in the folder for temporary files.
+    ///
+    /// # Panics
+    ///
+    /// When there can be no socket there.
+    #[track_caller]
+    pub fn start_unix() -> Self {
+        Self::serve(Listener::unix().expect("a socket in the folder for temporary files"))
+    }
+
+    fn serve((listener, address): (Listener, Address)) -> Self {
         let book = Arc::new(Book::default());
         let writes = Arc::clone(&book);
         thread::spawn(move || Desk { listener, writes, clients: Vec::new() }.serve());
-        Self { address, book }
+        Self { address, pid: std::process::id(), book }
     }
 
     /// Where it listens.
+    ///
+    /// # Panics
+    ///
+    /// When that is a unix socket: [`place`](Self::place) tells either.
+    #[track_caller]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        match &self.address {
+            Address::Tcp(address) => *address,
+            Address::Unix(path) => panic!("this witness listens on {}: ask for its place", path.display()),
+        }
+    }
+
+    /// Where it listens, on whatever.
+    pub fn place(&self) -> &Address {
+        &self.address
     }
 
     /// For a pool of connections to it.
     pub fn manager(&self) -> WitnessManager {
-        WitnessManager(self.address)
+        WitnessManager::to(self.address.clone())
     }
 
     /// What it has seen, by the number of the connection.
@@ -116,9 +147,15 @@ impl Witness {
 
 impl Drop for Witness {
     fn drop(&mut self) {
+        if self.pid != std::process::id() {
+            return;
+        }
         self.book.stopping.store(true, Relaxed);
         // Wakes the one that accepts.
-        let _ = TcpStream::connect(self.address);
+        let _ = Stream::connect(&self.address);
+        if let Address::Unix(path) = &self.address {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
@@ -137,7 +174,10 @@ impl Seen {
         {
             all.push(format!("process {stranger} said goodbye on connection {id} of {:?}", self.writers));
         }
-        all.extend(self.garbled.iter().map(|line| format!("connection {id} carried a garbled line: {line:?}")));
+        all.extend(self.garbled.iter().map(|line| match &named_in(line)[..] {
+            [one, .., other] => format!("connection {id} carried interleaved lines of {one} and {other}: {line:?}"),
+            _ => format!("connection {id} carried a garbled line: {line:?}"),
+        }));
         all
     }
 
@@ -155,8 +195,7 @@ impl Book {
 
     /// Takes note of a line; returns what to answer.
     fn hear(&self, id: u64, line: &str) -> Option<String> {
-        let words = line.strip_suffix('.').and_then(|line| line.strip_prefix("I am "));
-        let Some((who, text)) = words.and_then(|words| words.split_once(": ")) else {
+        let Some((who, text)) = read_frame(line) else {
             self.note(id, |seen| seen.garbled.push(line.to_owned()));
             return None;
         };
@@ -165,6 +204,7 @@ impl Book {
                 seen.writers.push(who.to_owned());
             }
             seen.lines += 1;
+            *seen.bytes.entry(who.to_owned()).or_default() += line.len() + 1;
             if text == GOODBYE {
                 seen.goodbye = Some(who.to_owned());
             }
@@ -176,14 +216,14 @@ impl Book {
 /// The one thread of a witness. One for each client would come and go while the tests fork, and the standard library
 /// has a lock for that which a child can inherit locked.
 struct Desk {
-    listener: TcpListener,
+    listener: Listener,
     writes: Arc<Book>,
     clients: Vec<Client>,
 }
 
 struct Client {
     id: u64,
-    stream: TcpStream,
+    stream: Stream,
     /// The beginning of a line.
     heard: Vec<u8>,
 }
@@ -196,8 +236,7 @@ impl Desk {
             if self.writes.stopping.load(Relaxed) {
                 return;
             }
-            let Ok((stream, _)) = self.listener.accept() else { continue };
-            let _ = stream.set_nodelay(true);
+            let Ok(stream) = self.listener.accept() else { continue };
             // One that asks and does not read its answers must not hold up the others.
             let _ = stream.set_write_timeout(Some(Duration::from_secs(1)));
             self.writes.note(next_id, |_| {});
@@ -217,7 +256,10 @@ impl Desk {
         self.clients.retain_mut(|client| {
             let goes_on = !ready.next().unwrap_or_default() || client.listen(&self.writes).is_ok_and(|more| more);
             if !goes_on {
-                self.writes.note(client.id, |seen| seen.ended = true);
+                self.writes.note(client.id, |seen| {
+                    seen.ended = true;
+                    seen.ended_at = Some(Instant::now());
+                });
             }
             goes_on
         });
@@ -238,115 +280,5 @@ impl Client {
             }
         }
         Ok(n > 0)
-    }
-}
-
-const GOODBYE: &str = "goodbye";
-
-/// Connects to a [`Witness`]. `connect` already speaks to it, as drivers do, and the client says goodbye when it is
-/// dropped, as some drivers do.
-#[derive(Clone, Copy, Debug)]
-pub struct WitnessManager(SocketAddr);
-
-impl WitnessManager {
-    /// Connects to a witness in another process.
-    pub fn at(address: SocketAddr) -> Self {
-        Self(address)
-    }
-}
-
-impl ManageConnection for WitnessManager {
-    type Connection = WitnessClient;
-    type Error = io::Error;
-
-    fn connect(&self) -> io::Result<WitnessClient> {
-        WitnessClient::connect(self.0)
-    }
-
-    fn is_valid(&self, conn: &mut WitnessClient) -> io::Result<()> {
-        conn.ask("are you there").map(drop)
-    }
-
-    fn has_broken(&self, conn: &mut WitnessClient) -> bool {
-        conn.broken
-    }
-
-    fn descriptors(&self, conn: &WitnessClient) -> Descriptors {
-        Descriptors::of(conn.stream.get_ref())
-    }
-}
-
-/// A client of a [`Witness`].
-#[derive(Debug)]
-pub struct WitnessClient {
-    stream: BufReader<TcpStream>,
-    broken: bool,
-}
-
-/// What the witness answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The number that the server gave to the connection.
-    pub connection: u64,
-    /// The text that was asked.
-    pub text: String,
-}
-
-impl WitnessClient {
-    /// Connects and introduces itself.
-    ///
-    /// # Errors
-    ///
-    /// Of the socket.
-    pub fn connect(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(super::patience() / 2))?;
-        let mut client = Self { stream: BufReader::new(stream), broken: false };
-        client.ask("hello")?;
-        Ok(client)
-    }
-
-    /// Says `text` and returns the answer.
-    ///
-    /// # Errors
-    ///
-    /// Of the socket; `InvalidData` for an answer to something else, the garbled conversation of a shared socket.
-    pub fn ask(&mut self, text: &str) -> io::Result<Answer> {
-        let answer = self.exchange(text);
-        self.broken |= answer.is_err();
-        answer
-    }
-
-    /// The socket, to look at from outside.
-    pub fn stream(&self) -> &TcpStream {
-        self.stream.get_ref()
-    }
-
-    fn exchange(&mut self, text: &str) -> io::Result<Answer> {
-        self.say(text)?;
-        let mut line = String::new();
-        if self.stream.read_line(&mut line)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let answer = line.trim_end().split_once(' ').and_then(|(connection, echo)| {
-            let connection = connection.parse().ok()?;
-            (echo == text).then(|| Answer { connection, text: echo.to_owned() })
-        });
-        answer.ok_or_else(|| {
-            let wrong = format!("asked {text:?} and was answered {:?}", line.trim_end());
-            io::Error::new(io::ErrorKind::InvalidData, wrong)
-        })
-    }
-
-    fn say(&mut self, text: &str) -> io::Result<()> {
-        let line = format!("I am {}: {text}.\n", proc::name_of_this_process());
-        self.stream.get_mut().write_all(line.as_bytes())
-    }
-}
-
-impl Drop for WitnessClient {
-    fn drop(&mut self) {
-        let _ = self.say(GOODBYE);
     }
 }

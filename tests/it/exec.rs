@@ -2,10 +2,11 @@
 
 use crate::servers::{Server, scenarios};
 use forksafe::fork;
-use forksafe::testing::{self, Witness, clean_process};
-use std::os::unix::process::CommandExt;
+use forksafe::testing::{self, Spawn, Witness, clean_process};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::panic::catch_unwind;
 use std::process::Command;
-use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 scenarios! {
     /// Row 13: nothing was forked as far as this process is concerned.
@@ -16,8 +17,9 @@ scenarios! {
         let (lent, idle) = (S::ask(&mut held), S::session(&pool));
         let generation = fork::generation();
         for _ in 0..20 {
-            assert!(Command::new("/bin/true").status().unwrap().success());
-            assert_eq!(posix_spawn_true(), 0);
+            for spawn in spawns().filter(|spawn| !spawn.runs_handlers()) {
+                assert!(spawn.run("true", &[]).status.success(), "{spawn}");
+            }
             assert_eq!(clone_vm(generation), 0, "a child that shares memory took itself for a new process");
         }
         assert_eq!(fork::generation(), generation);
@@ -33,10 +35,9 @@ scenarios! {
         let mut held = pool.get().unwrap();
         let (lent, idle) = (S::ask(&mut held), S::session(&pool));
         for _ in 0..20 {
-            let mut with_pre_exec = Command::new("/bin/true");
-            // SAFETY: does nothing.
-            unsafe { with_pre_exec.pre_exec(|| Ok(())) };
-            assert!(with_pre_exec.status().unwrap().success());
+            for spawn in spawns().filter(|spawn| spawn.runs_handlers()) {
+                assert!(spawn.run("true", &[]).status.success(), "{spawn}");
+            }
             assert!(Command::new("/bin/true").uid(0).gid(0).status().unwrap().success());
             assert!(Command::new("true").env("PATH", "/bin:/usr/bin").status().unwrap().success());
         }
@@ -52,13 +53,12 @@ fn nothing_leaks_into_an_executed_program() {
         let witness = Witness::start();
         let pool = witness.pool();
         let _held = pool.get().unwrap();
-        let mut list = Command::new("ls");
-        list.args(["-l", "/proc/self/fd"]);
-        // SAFETY: does nothing but make Command fork.
-        unsafe { list.pre_exec(|| Ok(())) };
-        let listed = String::from_utf8(list.output().unwrap().stdout).unwrap();
-        assert!(listed.contains(" 1 ->"), "{listed}");
-        assert!(!listed.contains("socket:"), "{listed}");
+        for spawn in spawns() {
+            let listed = spawn.run("ls", &["-l", "/proc/self/fd"]);
+            let listed = String::from_utf8(listed.stdout).unwrap();
+            assert!(listed.contains(" 1 ->"), "{spawn}: {listed}");
+            assert!(!listed.contains("socket:"), "{spawn}: {listed}");
+        }
     });
 }
 
@@ -71,33 +71,59 @@ fn a_child_can_start_programs() {
         let _held = pool.get().unwrap();
         testing::child(|| {
             let _own = pool.get().unwrap();
-            assert!(Command::new("/bin/true").status().unwrap().success());
-            let mut with_pre_exec = Command::new("/bin/true");
-            // SAFETY: does nothing.
-            unsafe { with_pre_exec.pre_exec(|| Ok(())) };
-            assert!(with_pre_exec.status().unwrap().success());
+            for spawn in spawns() {
+                assert!(spawn.run("true", &[]).status.success(), "{spawn}");
+            }
         })
         .join();
         assert_eq!(witness.violations(), Vec::<String>::new());
     });
 }
 
-fn posix_spawn_true() -> i32 {
-    let mut pid = 0;
-    let argv = [c"true".as_ptr().cast_mut(), ptr::null_mut()];
-    // SAFETY: C strings, a null-terminated list of them, and a place for the pid.
-    unsafe {
-        let failed = libc::posix_spawn(
-            &raw mut pid,
-            c"/bin/true".as_ptr(),
-            ptr::null(),
-            ptr::null(),
-            argv.as_ptr(),
-            [ptr::null_mut()].as_ptr(),
-        );
-        assert_eq!(failed, 0);
-        exit_status(pid)
-    }
+/// The kit's own claims about them.
+#[test]
+fn programs_are_started_with_what_they_are_given_and_without_what_they_are_not() {
+    clean_process(|| {
+        static FORKS: AtomicU32 = AtomicU32::new(0);
+        extern "C" fn counts() {
+            FORKS.fetch_add(1, SeqCst);
+        }
+        // SAFETY: a function that stays.
+        assert_eq!(unsafe { libc::pthread_atfork(Some(counts), None, None) }, 0);
+        for spawn in spawns() {
+            let before = FORKS.load(SeqCst);
+            let output = spawn.run("sh", &["-c", "cat; echo \"$0\"; echo no >&2; exit 7", "it's"]);
+            assert_eq!(
+                (output.status.code(), &*output.stdout, &*output.stderr),
+                (Some(7), &b"it's\n"[..], &b"no\n"[..])
+            );
+            assert_eq!(FORKS.load(SeqCst) - before, u32::from(spawn.runs_handlers()), "{spawn}");
+            let killed = spawn.run("sh", &["-c", "kill -9 $$"]);
+            assert_eq!(killed.status.signal(), Some(9), "{spawn}");
+            let missing = catch_unwind(|| spawn.run("/no/such/program", &[])).unwrap_err();
+            let missing = missing.downcast::<String>().unwrap();
+            assert_eq!(*missing, format!("/no/such/program by {spawn}: No such file or directory (os error 2)"));
+            // Signals are blocked for a moment only, here and there.
+            let blocked = spawn.run("grep", &["SigBlk", "/proc/self/status"]).stdout;
+            assert_eq!(
+                String::from_utf8(blocked).unwrap().trim_start_matches("SigBlk:").trim(),
+                "0".repeat(16),
+                "{spawn}"
+            );
+            let here = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            assert!(here.contains("SigBlk:\t0000000000000000"), "{spawn}: {here}");
+        }
+    });
+}
+
+fn spawns() -> impl Iterator<Item = Spawn> {
+    Spawn::ALL.iter().copied().filter(|spawn| match spawn.available() {
+        Ok(()) => true,
+        Err(why) => {
+            println!("NOT RUN: {why}");
+            false
+        }
+    })
 }
 
 /// What vfork does: the parent waits, and the child runs in its memory.

@@ -138,6 +138,12 @@ pub(crate) fn exit_code(child: i32) -> i32 {
     }
 }
 
+/// Waits for the end of a child of [`fork`], whatever it is.
+pub(crate) fn wait(child: i32) {
+    // SAFETY: takes numbers, and no status.
+    assert_eq!(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }, child);
+}
+
 /// The connection's number at the witness, and that the answer is to the question.
 pub(crate) fn ask(pool: &Pool<WitnessManager>) -> u64 {
     pool.get().unwrap().ask("who am I to you").unwrap().connection

@@ -3,7 +3,9 @@
 //! Every test runs in a process of its own and every child has a deadline. What differs between the servers is behind
 //! [`servers::Server`]; a scenario is written once and run against each.
 
+mod audit;
 mod callbacks;
+mod children;
 mod churn;
 mod control;
 mod ends;
@@ -22,3 +24,4 @@ mod redis_driver;
 mod registry;
 mod servers;
 mod storm;
+mod witness;
