@@ -22,6 +22,7 @@ mod postgres_driver;
 mod private_postgres;
 mod redis_driver;
 mod registry;
+mod resets;
 mod servers;
 mod storm;
 mod witness;

@@ -556,6 +556,61 @@ fn what_the_server_refuses_is_told_at_once_and_leaves_nothing() {
     });
 }
 
+#[test]
+fn a_wrong_password_is_told_at_once_and_the_right_one_serves_children_too() {
+    clean_process(|| {
+        let rules = std::env::temp_dir().join(format!("forksafe-hba-{}", std::process::id()));
+        std::fs::write(&rules, "local all all trust\nhost all all all scram-sha-256\n").unwrap();
+        let server = PrivatePostgres::start_with(&["-c", &format!("hba_file={}", rules.display())]);
+        let mut admin = server.unix_config().unwrap().connect(NoTls).unwrap();
+        admin.batch_execute("CREATE ROLE app LOGIN PASSWORD 'right'").unwrap();
+        let with = |password: &str| {
+            let port = server.port().unwrap();
+            pool_of(format!("host=localhost port={port} user=app dbname=postgres password={password}").parse().unwrap())
+        };
+        let error = fails_within(&with("wrong"), Duration::from_secs(10));
+        match why(&error) {
+            pg::Error::Driver(error) => assert_eq!(error.code(), Some(&postgres::error::SqlState::INVALID_PASSWORD)),
+            other => panic!("{other:?}"),
+        }
+        assert!(!format!("{error} {error:?}").contains("wrong"), "{error:?}");
+        let pool = with("right");
+        assert!(!format!("{:?}", pool.manager()).contains("right"), "{:?}", pool.manager());
+        answers(&mut pool.get().unwrap()).unwrap();
+        testing::child(|| answers(&mut pool.get().unwrap()).unwrap()).join();
+        std::fs::remove_file(rules).unwrap();
+    });
+}
+
+/// Row 24: the server is away between the fork and the first use, and comes back.
+#[test]
+fn a_server_that_is_away_at_first_is_an_error_in_time_and_then_works() {
+    clean_process(|| {
+        let mut server = PrivatePostgres::start_with(&["-c", "max_connections=50"]);
+        let pool = server.pool();
+        answers(&mut pool.get().unwrap()).unwrap();
+        let (refused, back) = (kit::Door::new(), kit::Door::new());
+        let child = testing::child(|| {
+            back.pass();
+            let error = fails_within(&pool, Duration::from_secs(5));
+            refused.open();
+            back.pass();
+            answers(&mut pool.get().unwrap()).unwrap();
+            (error.is_connect(), error.to_string())
+        });
+        server.kill();
+        back.open();
+        refused.pass();
+        let error = fails_within(&pool, Duration::from_secs(5));
+        assert!(error.is_connect(), "the idle one is found dead, and no other is to be had: {error}");
+        server.restart();
+        back.open();
+        let (is_connect, message) = child.join();
+        assert!(is_connect, "{message}");
+        answers(&mut pool.get().unwrap()).unwrap();
+    });
+}
+
 /// Row 22: at every number of descriptors that may be left, there is an error or a connection, and never a panic.
 #[test]
 fn a_full_descriptor_table_is_an_error_and_not_a_panic() {

@@ -16,6 +16,7 @@ pub fn run(sh: &Shell, steps: &mut Steps, install: bool) -> Result<()> {
     for tls in ["rustls", "native-tls"] {
         steps.run(cmd!(sh, "cargo test --package forksafe-tls-tests --no-default-features --features {tls}"))?;
     }
+    steps.run(cmd!(sh, "cargo test --package forksafe-signal-tests"))?;
     drive_the_example(sh, steps)
 }
 
