@@ -108,7 +108,7 @@ fn a_returned_connection_is_reset_before_it_is_lent_again() {
             pool.manager().asked.load(SeqCst)
         });
         assert_eq!(there.join(), asked, "an inherited one is nobody's to reset");
-        drop(guard.take().map(PooledConnection::discard));
+        PooledConnection::discard(guard.take().unwrap());
         assert_eq!(pool.manager().asked.load(SeqCst), asked, "nor is a discarded one");
         assert_eq!(GOODBYES.load(SeqCst), 4);
         assert_eq!(witness.violations(), Vec::<String>::new());
