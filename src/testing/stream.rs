@@ -101,6 +101,24 @@ impl Stream {
         }
     }
 
+    /// Tells the other side now that all has been received, and not some time later.
+    pub(super) fn acknowledge(&self) {
+        if let Self::Tcp(stream) = self {
+            let yes: libc::c_int = 1;
+            // SAFETY: the pointer and the size are those of a number of ours. If it fails, it comes later.
+            unsafe {
+                let size = size_of_val(&yes) as libc::socklen_t;
+                libc::setsockopt(
+                    stream.as_raw_fd(),
+                    libc::IPPROTO_TCP,
+                    libc::TCP_QUICKACK,
+                    (&raw const yes).cast(),
+                    size,
+                );
+            }
+        }
+    }
+
     /// For all processes that hold it.
     pub(super) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match self {

@@ -22,4 +22,5 @@ mod redis_driver;
 mod registry;
 mod servers;
 mod storm;
+mod tap;
 mod witness;
