@@ -8,6 +8,7 @@
 //!
 //! The kit is for tests: where something cannot be set up it panics and says what.
 
+mod assert;
 mod child;
 mod clean;
 mod hang;
@@ -25,6 +26,7 @@ mod way;
 mod witness;
 mod witness_client;
 
+pub use assert::{Snapshot, assert_comes_to, assert_kept, assert_nothing_shared};
 pub use child::{Child, Outcome, child, child_then_exit};
 pub use clean::clean_process;
 pub use proc::{Process, descriptors, shared_sockets, socket_of};

@@ -1,5 +1,6 @@
 //! Streams over tcp and over unix sockets, as one.
 
+use super::{proc, sockets};
 use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -176,7 +177,7 @@ impl Listener {
     pub(super) fn tcp() -> io::Result<(Self, Address)> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
-        OWN.add(address.to_string());
+        own(&listener);
         Ok((Self::Tcp(listener), address.into()))
     }
 
@@ -187,15 +188,17 @@ impl Listener {
         // Left by one that was killed, and had this pid.
         let _ = fs::remove_file(&path);
         let listener = UnixListener::bind(&path)?;
-        OWN.add(path.display().to_string());
+        own(&listener);
         Ok((Self::Unix(listener), path.into()))
     }
 
     pub(super) fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Self::Tcp(listener) => Stream::tcp(listener.accept()?.0),
-            Self::Unix(listener) => Ok(Stream::Unix(listener.accept()?.0)),
-        }
+        let stream = match self {
+            Self::Tcp(listener) => Stream::tcp(listener.accept()?.0)?,
+            Self::Unix(listener) => Stream::Unix(listener.accept()?.0),
+        };
+        own(&stream);
+        Ok(stream)
     }
 }
 
@@ -208,10 +211,16 @@ impl AsRawFd for Listener {
     }
 }
 
-/// Whether an address is that of a server of the kit in this process or in one that it was forked from: then a socket
-/// with this address is the server's end. Children inherit it, and nobody but the server's thread ever uses it.
-pub(super) fn is_own(address: &str) -> bool {
-    OWN.has(address)
+/// Notes that a socket belongs to a server of the kit: it is in the process of the test, children inherit it, and nobody
+/// but the server's thread ever uses it.
+pub(super) fn own(socket: &impl AsFd) {
+    let inode = sockets::inode_of(&proc::socket_of(socket));
+    OWN.add(inode.expect("a socket has a number"));
+}
+
+/// Whether a socket belongs to a server of the kit, in this process or in one that it was forked from.
+pub(super) fn is_own(inode: u64) -> bool {
+    OWN.has(inode)
 }
 
 static OWN: Own = Own(AtomicPtr::new(ptr::null_mut()));
@@ -220,13 +229,13 @@ static OWN: Own = Own(AtomicPtr::new(ptr::null_mut()));
 struct Own(AtomicPtr<Node>);
 
 struct Node {
-    address: String,
+    inode: u64,
     next: *const Node,
 }
 
 impl Own {
-    fn add(&self, address: String) {
-        let node = Box::into_raw(Box::new(Node { address, next: ptr::null() }));
+    fn add(&self, inode: u64) {
+        let node = Box::into_raw(Box::new(Node { inode, next: ptr::null() }));
         let mut first = self.0.load(Acquire);
         loop {
             // SAFETY: made above, and nobody else's before the exchange has succeeded.
@@ -238,11 +247,11 @@ impl Own {
         }
     }
 
-    fn has(&self, address: &str) -> bool {
+    fn has(&self, inode: u64) -> bool {
         let mut next = self.0.load(Acquire).cast_const();
         // SAFETY: nodes are published whole, never changed and never freed.
         while let Some(node) = unsafe { next.as_ref() } {
-            if node.address == address {
+            if node.inode == inode {
                 return true;
             }
             next = node.next;

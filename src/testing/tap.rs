@@ -1,7 +1,7 @@
 //! A tap on the wire to a real server: what travels each way is written down and passed on.
 
 use super::sockets;
-use super::stream::{Address, Listener, Stream};
+use super::stream::{Address, Listener, Stream, own};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -271,6 +271,7 @@ impl Relay {
         let Ok(client) = self.listener.accept() else { return };
         let relayed = seen.relayed.entry(id).or_default();
         let connected = Stream::connect(&self.server).and_then(|server| {
+            own(&server);
             client.set_nonblocking()?;
             server.set_nonblocking()?;
             Ok(server)
