@@ -1,6 +1,6 @@
 //! Streams over tcp and over unix sockets, as one.
 
-use super::{proc, sockets};
+use super::proc::inode;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -214,8 +214,7 @@ impl AsRawFd for Listener {
 /// Notes that a socket belongs to a server of the kit: it is in the process of the test, children inherit it, and nobody
 /// but the server's thread ever uses it.
 pub(super) fn own(socket: &impl AsFd) {
-    let inode = sockets::inode_of(&proc::socket_of(socket));
-    OWN.add(inode.expect("a socket has a number"));
+    OWN.add(inode(socket.as_fd().as_raw_fd()));
 }
 
 /// Whether a socket belongs to a server of the kit, in this process or in one that it was forked from.
