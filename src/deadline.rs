@@ -47,11 +47,27 @@ impl Deadline {
         self.remaining().is_zero()
     }
 
+    /// `None` if it never comes.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for drivers with timers of their own"))]
+    pub(crate) fn instant(&self) -> Option<Instant> {
+        self.at
+    }
+
+    /// This one, or so long from now if that is sooner.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for drivers with timers of their own"))]
+    pub(crate) fn or_sooner(self, time: Duration) -> Self {
+        let other = Self::after(time);
+        if self.remaining() < other.remaining() { self } else { other }
+    }
+
     pub(crate) fn on(self, socket: Option<RawFd>) -> Self {
         Self { socket, ..self }
     }
 
-    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "drivers that hide their socket ask for it"))]
+    #[cfg_attr(
+        not(any(feature = "postgres", feature = "redis")),
+        allow(dead_code, reason = "drivers that hide their socket ask for it")
+    )]
     pub(crate) fn socket(&self) -> Option<RawFd> {
         self.socket
     }

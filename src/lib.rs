@@ -47,14 +47,15 @@
 //! | [`ManageConnection`], [`Attempt`], [`Deadline`] | what a driver implements; one line makes an `AsFd` client safe |
 //! | [`fork`] | without the pool: [`fork::PerProcess`] for anything that a child must make anew, [`fork::Guarded`] and [`fork::Registration`] for clients of your own, [`fork::on_child`] |
 //! | feature `redis` | `impl ManageConnection for redis::Client` |
+//! | feature `postgres` | `postgres::PostgresManager`, for `postgres::Client`s |
 //! | feature `testing` | `testing`: children with deadlines, every way of forking, a server that judges |
 //!
 //! `use forksafe::*` is not supported: modules have the names of the crates that they are for.
 //!
 //! # Unsafe code
 //!
-//! It is in the fork layer (`src/fork/`: `sys`, `page`, `registry`, `per_process`, `hooks`, `socket`, and `mod` for
-//! `pthread_atfork`), in the pool's array of slots (`src/pool/rack.rs`), and in the testing kit, which forks.
+//! It is in the fork layer (`src/fork/`: `sys`, `page`, `registry`, `per_process`, `hooks`, `socket`, `probe`, `signal_pipe`,
+//! and `mod` for `pthread_atfork`), in the pool's array of slots (`src/pool/rack.rs`), and in the testing kit, which forks.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
@@ -80,5 +81,5 @@ pub mod testing;
 
 pub use deadline::Deadline;
 pub use error::Error;
-pub use manager::{Attempt, ManageConnection};
+pub use manager::{Attempt, ManageConnection, Reset};
 pub use pool::{Builder, Pool, PooledConnection, State, WeakPool};

@@ -103,12 +103,43 @@ pub trait ManageConnection: Send + Sync + 'static {
         self.is_valid(conn)
     }
 
+    /// Whether [`reset`](Self::reset) has anything to do. Asked at every return. Default: no.
+    fn resets(&self) -> bool {
+        false
+    }
+
+    /// Makes a connection that is being returned fit for the next one: rolls back what its holder left open. Called only
+    /// if [`resets`](Self::resets) says so; has [`connection_timeout`](crate::Builder::connection_timeout) to do it.
+    ///
+    /// # Errors
+    ///
+    /// Any error says that it is of no more use; the pool closes it.
+    fn reset(&self, conn: &mut Self::Connection, deadline: Deadline) -> Result<Reset, Self::Error> {
+        let _ = (conn, deadline);
+        Ok(Reset::Keep)
+    }
+
+    /// What ends a connection of this process, with a goodbye if the driver has one; it has five seconds. Default: drops
+    /// it. An inherited connection is never brought there.
+    fn goodbye(&self) -> fn(Self::Connection, Deadline) {
+        |conn, _| drop(conn)
+    }
+
     /// The host names and ports that a connect would look up. The pool resolves them when it is built, so that a child
     /// need not: looking up a name in a child of a process that was looking one up can hang in libc. See
     /// [`Attempt::addresses`]. Default: none.
     fn hosts(&self) -> Vec<(String, u16)> {
         Vec::new()
     }
+}
+
+/// What becomes of a connection that was [reset](ManageConnection::reset).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reset {
+    /// It goes back into the pool.
+    Keep,
+    /// It is closed.
+    Discard,
 }
 
 impl<M: ManageConnection + ?Sized> ManageConnection for Arc<M> {
@@ -132,6 +163,15 @@ impl<M: ManageConnection + ?Sized> ManageConnection for Arc<M> {
     }
     fn is_valid_within(&self, conn: &mut Self::Connection, deadline: Deadline) -> Result<(), Self::Error> {
         (**self).is_valid_within(conn, deadline)
+    }
+    fn resets(&self) -> bool {
+        (**self).resets()
+    }
+    fn reset(&self, conn: &mut Self::Connection, deadline: Deadline) -> Result<Reset, Self::Error> {
+        (**self).reset(conn, deadline)
+    }
+    fn goodbye(&self) -> fn(Self::Connection, Deadline) {
+        (**self).goodbye()
     }
     fn hosts(&self) -> Vec<(String, u16)> {
         (**self).hosts()
@@ -206,6 +246,11 @@ impl Attempt {
     /// In a child that was forked in the middle of a connect. The lock may be held by a thread of the parent's.
     fn is_inherited(&self) -> bool {
         self.made_in != generation()
+    }
+
+    /// Why the descriptors could not be found, if that is why the connect failed.
+    pub(crate) fn refused(&self) -> Option<Error> {
+        self.found().refused.take().map(Error::unprotected)
     }
 
     /// What was published, and whether that is not all there is to know. With nothing published the descriptors count as

@@ -1,10 +1,13 @@
 //! What a child pays at birth for each connection that it inherits.
 //!
-//! From the call of `fork` in the parent to its return in the child, with so many TCP connections open. Their number
-//! makes the kernel's own part of a fork slower too, so the same number of connections that forksafe does not know is
-//! measured beside it, and what they cost is taken off.
+//! From the call of `fork` in the parent to its return in the child, with so many connections open: bare TCP connections,
+//! which to a fork are what Redis connections are, and clients of PostgreSQL. Their number makes the kernel's own part
+//! of a fork slower too, so the same number of connections that forksafe does not know is measured beside it, and what
+//! they cost is taken off.
 
 use forksafe::fork::Descriptors;
+use forksafe::postgres::PostgresManager;
+use forksafe::testing::PrivatePostgres;
 use forksafe::{ManageConnection, Pool};
 use forksafe_benches::subject::{self, Sample, Subject};
 use forksafe_benches::{descriptors, forking};
@@ -12,30 +15,36 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
-const COUNTS: [usize; 3] = [0, 100, 1000];
+const TCP: [usize; 3] = [0, 100, 1000];
+const POSTGRES: [usize; 3] = [0, 10, 100];
 const KINDS: [&str; 3] = ["unknown", "idle", "lent"];
 
 fn main() {
     descriptors::raise_limit();
     subject::serve(prepare);
 
-    let server = serve_for_ever();
+    measure("tcp", &serve_for_ever().to_string(), TCP);
+    let postgres = PrivatePostgres::start_with(&["-c", "max_connections=400"]);
+    measure("postgres", postgres.url(), POSTGRES);
+}
+
+fn measure(server: &str, address: &str, counts: [usize; 3]) {
     let mut subjects = Vec::new();
-    for count in COUNTS {
+    for count in counts {
         for kind in KINDS {
-            subjects.push(Subject::start(&[kind, &count.to_string(), &server.to_string()]));
+            subjects.push(Subject::start(&[server, kind, &count.to_string(), address]));
         }
     }
     subject::take_turns(&mut subjects, 25, 20);
 
-    println!("fork as the child sees it, µs (medians of 500), and forksafe's part of it per connection");
+    println!("{server}: fork as the child sees it, µs (medians of 500), and forksafe's part of it per connection");
     println!(
         "{:>11} {:>10} {:>10} {:>10} {:>12} {:>12}",
         "connections", "unknown", "idle", "lent", "per idle", "per lent"
     );
     let medians: Vec<f64> = subjects.iter().map(|subject| subject::median([subject])).collect();
     let none = &medians[..KINDS.len()];
-    for (count, all) in COUNTS.into_iter().zip(medians.chunks(KINDS.len())) {
+    for (count, all) in counts.into_iter().zip(medians.chunks(KINDS.len())) {
         print!("{count:>11} {:>10.1} {:>10.1} {:>10.1}", all[0], all[1], all[2]);
         if count > 0 {
             let per = |kind: usize| ((all[kind] - none[kind]) - (all[0] - none[0])) / count as f64;
@@ -54,14 +63,17 @@ fn serve_for_ever() -> SocketAddr {
 }
 
 fn prepare(case: &[&str]) -> Sample {
-    let &[kind, count, server] = case else { panic!("no such case: {case:?}") };
-    let count: usize = count.parse().expect("a number of connections");
-    let server = Server(server.parse().expect("an address"));
+    let &[server, kind, count, address] = case else { panic!("no such case: {case:?}") };
+    let count = count.parse().expect("a number of connections");
+    match server {
+        "tcp" => inheriting(Server(address.parse().expect("an address")), kind, count),
+        _ => inheriting(PostgresManager::new(address.parse().expect("a url"), postgres::NoTls), kind, count),
+    }
+}
+
+fn inheriting<M: ManageConnection>(server: M, kind: &str, count: usize) -> Sample {
     match kind {
-        "unknown" => {
-            let connections: Vec<TcpStream> = (0..count).map(|_| server.connect().expect("a connection")).collect();
-            sampling(connections)
-        }
+        "unknown" => sampling((0..count).map(|_| server.connect().expect("a connection")).collect::<Vec<_>>()),
         "idle" => sampling(pool_of(count, server)),
         "lent" => {
             let pool = pool_of(count, server);
@@ -80,13 +92,13 @@ fn sampling(inherited: impl Sized + 'static) -> Sample {
     })
 }
 
-fn pool_of(count: usize, server: Server) -> Pool<Server> {
+fn pool_of<M: ManageConnection>(count: usize, server: M) -> Pool<M> {
     let pool = Pool::builder().max_size(count.max(1) as u32).test_on_check_out(false).build(server).expect("a pool");
     assert_eq!(pool.warm_up(count as u32).expect("connections"), count as u32);
     pool
 }
 
-/// Makes bare TCP connections: for the fork they are what a Redis connection is, one socket.
+/// Makes bare TCP connections: one socket each.
 struct Server(SocketAddr);
 
 impl ManageConnection for Server {

@@ -1,7 +1,8 @@
 //! A prefork web server, and one pool value for all of its processes.
 //!
 //! The master opens the pool and uses it: the classic mistake, because each worker inherits that connection. Then it
-//! forks, and the threads of the workers query through the very same `Pool`. There is no `on_worker_boot`.
+//! forks, and the threads of the workers query through the very same `Pool`. There is no `on_worker_boot`. The backend is
+//! embedded, or a real server: `--redis URL`, `--postgres URL`, or both.
 //!
 //! ```text
 //! cargo run --release --example prefork_server                                  # then: curl http://127.0.0.1:3000
@@ -13,7 +14,8 @@ mod backend;
 mod drive;
 mod family;
 
-use backend::Backend;
+use backend::Backends;
+use drive::Answer;
 use family::{Family, Role};
 use nix::sys::signal::{SigSet, Signal::SIGCHLD};
 use std::error::Error;
@@ -31,6 +33,7 @@ const USAGE: &str = "\
 A prefork web server whose workers query through one inherited connection pool.
 
   --redis URL     query this Redis instead of the embedded backend
+  --postgres URL  query this PostgreSQL instead; with --redis, both for each request
   --drive N       send N requests to itself, show who used which connection, and exit: 0, or 1 if one was shared
   --unsafe-share  turn the protection off, to watch the mess that it prevents
 
@@ -51,6 +54,7 @@ fn master() -> Result<u8> {
         return Ok(0);
     }
     let redis: Option<String> = args.opt_value_from_str("--redis")?;
+    let postgres: Option<String> = args.opt_value_from_str("--postgres")?;
     let drive: Option<NonZeroU32> = args.opt_value_from_str("--drive").map_err(|error| format!("--drive: {error}"))?;
     if args.contains("--unsafe-share") {
         forksafe::testing::unsafe_share();
@@ -63,21 +67,18 @@ fn master() -> Result<u8> {
     let port = setting(&["PORT"], if drive.is_some() { "0" } else { "3000" })?;
 
     let mut family = Family::found()?;
-    let backend = match redis {
-        Some(url) => Backend::redis(&url, threads)?,
-        None => Backend::embedded(&mut family, threads)?,
-    };
+    let backends = Backends::open(redis.as_deref(), postgres.as_deref(), &mut family, threads)?;
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let listener = TcpListener::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
     let url = format!("http://{}", listener.local_addr()?);
 
     // The classic mistake: from here on the master has a connection for its children to inherit.
-    let mine = backend.ask("hello from the master").map_err(|error| format!("{backend}: {error}"))?;
+    let mine = backends.ask("hello from the master").map_err(|error| format!("{backends}: {error}"))?;
     let pid = process::id();
-    println!("master {pid}: listening on {url}, {workers} workers x {threads} threads, backend: {backend}");
+    println!("master {pid}: listening on {url}, {workers} workers x {threads} threads, backend: {backends}");
 
     // And what the workers do about it: nothing.
-    let work = |signals: &SigSet| worker(&backend, &listener, threads.get(), signals);
+    let work = |signals: &SigSet| worker(&backends, &listener, threads.get(), signals);
     for _ in 0..workers.get() {
         family.fork(Role::Worker, work)?;
     }
@@ -85,7 +86,8 @@ fn master() -> Result<u8> {
         let clients = u32::from(workers.get()) * u32::from(threads.get());
         family.fork(Role::Driver, |signals| {
             signals.thread_unblock()?;
-            Ok(drive::drive(&url, requests.get(), clients.min(64), [pid.into(), 0, mine]))
+            let master = Answer { pid: pid.into(), thread: 0, connections: mine.clone() };
+            Ok(drive::drive(&url, requests.get(), clients.min(64), &master, &backends.labels()))
         })?;
     }
 
@@ -110,12 +112,14 @@ fn master() -> Result<u8> {
     family.end(Role::Driver)?;
     family.end(Role::Worker)?;
     if drive.is_some() {
-        let again = backend.ask("hello again from the master");
-        good &= matches!(again, Ok(connection) if connection == mine);
+        give_up_after(Duration::from_secs(15));
+        let again = backends.ask("hello again from the master");
+        good &= matches!(&again, Ok(connections) if *connections == mine);
+        let had = backends.list(&mine);
         match again {
-            Ok(connection) if connection == mine => println!("the master still has its connection {mine}"),
-            Ok(other) => println!("THE MASTER LOST its connection {mine} and had to open {other}"),
-            Err(error) => println!("THE MASTER LOST its connection {mine}: {error}"),
+            Ok(connections) if connections == mine => println!("the master still has its {had}"),
+            Ok(others) => println!("THE MASTER LOST its {had} and had to open {}", backends.list(&others)),
+            Err(error) => println!("THE MASTER LOST its {had}: {error}"),
         }
     }
     // The embedded backend knows who wrote on which connection, and has a verdict of its own.
@@ -124,32 +128,41 @@ fn master() -> Result<u8> {
 }
 
 /// A worker: threads that serve HTTP and query through the pool that the master opened.
-fn worker(backend: &Backend, listener: &TcpListener, threads: u8, signals: &SigSet) -> Result<u8> {
+fn worker(backends: &Backends, listener: &TcpListener, threads: u8, signals: &SigSet) -> Result<u8> {
     // Not before the fork, for a server has threads, which no child would have.
     let server = Server::from_listener(listener.try_clone()?, None).map_err(|error| error as Box<dyn Error>)?;
     thread::scope(|scope| {
         for number in 1..=threads {
             let server = &server;
-            scope.spawn(move || serve(server, backend, number));
+            scope.spawn(move || serve(server, backends, number));
         }
         let stop = signals.wait();
         (0..threads).for_each(|_| server.unblock());
         stop
     })?;
-    backend.close();
+    backends.close();
     Ok(0)
 }
 
-fn serve(server: &Server, backend: &Backend, thread: u8) {
+fn serve(server: &Server, backends: &Backends, thread: u8) {
     let pid = process::id();
     for (number, request) in server.incoming_requests().enumerate() {
         // Nobody else ever asks this, so an answer to somebody else is noticed.
-        let (status, text) = match backend.ask(&format!("request {number} of thread {thread} of worker {pid}")) {
-            Ok(connection) => (200, format!("worker {pid}, thread {thread}, connection {connection}\n")),
+        let (status, text) = match backends.ask(&format!("request {number} of thread {thread} of worker {pid}")) {
+            Ok(connections) => (200, format!("worker {pid}, thread {thread}, {}\n", backends.list(&connections))),
             Err(error) => (500, format!("worker {pid}, thread {thread}: {error}\n")),
         };
         let _ = request.respond(Response::from_string(text).with_status_code(status)); // The client may have left.
     }
+}
+
+/// With the protection off the master may wait for an answer that another process has read.
+fn give_up_after(time: Duration) {
+    thread::spawn(move || {
+        thread::sleep(time);
+        println!("THE MASTER HANGS and is ended");
+        process::exit(1);
+    });
 }
 
 /// What the first of these environment variables says that says anything.

@@ -5,9 +5,10 @@
 //! parent was here when the fork came? Then the entry is CLAIMED, or names a descriptor that the child does not have,
 //! or names a number under which the child has something else; all three are told apart by the state and the identity.
 
-use super::registry::{self, CLAIMED, FREE, IDLE, LENT, WITHDRAWN};
+use super::dead::Dead;
+use super::registry::{self, CLAIMED, Entry, FREE, IDLE, LENT, Named, SIGNAL_RECEIVER, SIGNAL_SENDER, WITHDRAWN};
+use super::signal_pipe::Pair;
 use super::sys;
-use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 
 /// How this process came to know that it is new.
@@ -51,24 +52,33 @@ pub(super) fn all(birth: Birth, parent: u32) {
     for entry in registry::entries().filter(|entry| entry.state.load(Acquire) == WITHDRAWN) {
         let (fd, identity) = entry.descriptor();
         if sys::look(fd).is_some_and(|open| open.is_socket && open.identity == identity) {
-            sys::close(fd);
+            close(entry);
         }
         entry.state.store(closed, Relaxed);
     }
-    let mut dead = Dead(None);
+    let mut dead = Dead::default();
+    let mut signals = Pair::default();
     for entry in registry::entries() {
         let (fd, identity) = entry.descriptor();
         match entry.state.load(Acquire) {
             IDLE => {
                 if sys::is(fd, identity) {
-                    sys::close(fd);
+                    close(entry);
                 }
                 entry.state.store(closed, Relaxed);
             }
             LENT => {
                 match sys::look(fd) {
-                    Some(open) if open.identity == identity => dead.put_over(fd),
-                    Some(_) if dead.0 == Some(fd) => dead.0 = None, // It happens to lie there already: it stays.
+                    Some(open) if open.identity == identity => match entry.event_loop() {
+                        None => dead.put_over(fd),
+                        Some(event_loop) => {
+                            event_loop.replace(&mut dead);
+                            // The loop is this process's own: a child of ours must not wait on it, either.
+                            recognise(entry);
+                            continue;
+                        }
+                    },
+                    Some(_) if dead.lies_at(fd) => dead.leave(), // It stays there.
                     Some(_somebody_elses) => {}
                     // Memory names it and the table lacks it: the number must not become somebody else's while an
                     // object that thinks it owns it lives on.
@@ -76,68 +86,44 @@ pub(super) fn all(birth: Birth, parent: u32) {
                 }
                 entry.state.store(FREE, Relaxed);
             }
+            SIGNAL_RECEIVER | SIGNAL_SENDER if sys::is(fd, identity) => {
+                signals.put_over(fd, entry.state.load(Relaxed));
+                recognise(entry);
+            }
             CLAIMED => entry.state.store(FREE, Relaxed),
             _ => {}
         }
     }
     dead.done();
+    signals.done();
+}
+
+/// What is under the number now is this process's own, and our children are to know it.
+fn recognise(entry: &Entry) {
+    if let Some(own) = sys::look(entry.descriptor().0) {
+        entry.identify(own.identity);
+    }
+}
+
+/// Closes what nothing in this process can reach.
+fn close(entry: &Entry) {
+    if let Some(event_loop) = entry.event_loop() {
+        event_loop.close();
+    }
+    sys::close(entry.descriptor().0);
 }
 
 /// Makes one descriptor dead that is known to be an inherited socket.
-pub(super) fn kill(fd: RawFd) {
-    let mut dead = Dead(None);
-    dead.put_over(fd);
+pub(super) fn kill(Named { fd, event_loop }: Named) {
+    let mut dead = Dead::default();
+    match event_loop {
+        Some(event_loop) => event_loop.replace(&mut dead),
+        None => dead.put_over(fd),
+    }
     dead.done();
 }
 
 /// Whether closing a descriptor here leaves the parent's alone. `clone(CLONE_FILES)` shares the table.
 fn table_is_private(parent: u32) -> bool {
     sys::unshare_descriptors() || (sys::parent_pid() == parent && sys::has_other_descriptors(parent))
-}
-
-/// One dead socket, made when the first is needed, put under as many numbers as it takes.
-struct Dead(Option<RawFd>);
-
-impl Dead {
-    fn make(&mut self) {
-        if self.0.is_none() {
-            self.0 = sys::dead_socket();
-        }
-    }
-
-    /// Over an inherited socket.
-    fn put_over(&mut self, fd: RawFd) {
-        self.make();
-        if self.0.is_none() {
-            // The table is full. The inherited socket's own place is the free place then.
-            sys::close(fd);
-            match sys::unconnected_socket() {
-                Some(place) if place == fd => return,
-                other => self.0 = other,
-            }
-        }
-        if !self.0.is_some_and(|dead| sys::replace(dead, fd)) {
-            // A descriptor limit below the number forbids dup3. Better a free number than a shared socket.
-            sys::close(fd);
-        }
-    }
-
-    /// Into a free place, unless a thread of this process was faster.
-    fn put_into(&mut self, fd: RawFd) {
-        self.make();
-        if self.0 == Some(fd) {
-            self.0 = None; // It was the lowest free number: it stays.
-        } else if let Some(dead) = self.0
-            && let Some(place) = sys::duplicate(dead, fd)
-            && place != fd
-        {
-            sys::close(place);
-        }
-    }
-
-    fn done(self) {
-        if let Some(fd) = self.0 {
-            sys::close(fd);
-        }
-    }
 }

@@ -1,7 +1,7 @@
 //! One client and its registration, bound together: used here, refused in a child.
 
 use super::{Descriptors, Generation, Origin, Registration, disown, generation, registry};
-use crate::Error;
+use crate::{Deadline, Error};
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -27,6 +27,7 @@ pub struct Guarded<T> {
     /// `None` only while it is dropped.
     inner: Option<(T, Registration)>,
     origin: Origin,
+    goodbye: fn(T, Deadline),
 }
 
 impl<T> Guarded<T> {
@@ -45,12 +46,12 @@ impl<T> Guarded<T> {
             std::mem::forget(value);
             return Err(io::Error::other("the client belongs to the parent of this process"));
         }
-        Ok(Self::from_parts(value, Registration::publish(found)?))
+        Ok(Self::from_parts(value, Registration::publish(found)?, |value, _| drop(value)))
     }
 
-    pub(crate) fn from_parts(value: T, registration: Registration) -> Self {
+    pub(crate) fn from_parts(value: T, registration: Registration, goodbye: fn(T, Deadline)) -> Self {
         let origin = Origin { pid: disown::pid(), generation: registration.generation() };
-        Self { inner: Some((value, registration)), origin }
+        Self { inner: Some((value, registration)), origin, goodbye }
     }
 
     /// The process that made it.
@@ -162,7 +163,7 @@ impl<T> Drop for Guarded<T> {
         let inherited = Self::is_inherited(self);
         match self.inner.take() {
             Some(inner) if inherited => std::mem::forget(inner),
-            Some((value, registration)) => registry::close(value, registration),
+            Some((value, registration)) => registry::close(value, registration, self.goodbye),
             None => {}
         }
     }

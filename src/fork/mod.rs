@@ -13,13 +13,19 @@
 
 #[cfg(feature = "testing")]
 pub(crate) mod control;
+mod dead;
 mod disown;
+pub(crate) mod event_loop;
 pub(crate) mod forks;
 mod guarded;
 pub(crate) mod hooks;
 mod page;
 mod per_process;
+#[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for drivers that hide an event loop"))]
+pub(crate) mod probe;
 mod registry;
+#[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for drivers that hide an event loop"))]
+pub(crate) mod signal_pipe;
 #[cfg(feature = "redis")]
 pub(crate) mod socket;
 mod sys;

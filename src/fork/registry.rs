@@ -6,12 +6,15 @@
 //! left alone (the connect that it belongs to has overlapped a fork, and its socket will be shut down). Entries live in
 //! buckets that are only ever added, so that an address stays good for ever.
 
+use super::event_loop::{self, EventLoop};
 use super::sys::{self, Identity};
 use super::{Generation, generation};
+use crate::Deadline;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
+use std::time::Duration;
 
 pub(super) const FREE: u32 = 0;
 /// A thread is writing the entry.
@@ -22,8 +25,12 @@ pub(super) const LENT: u32 = 2;
 pub(super) const IDLE: u32 = 3;
 /// Closed by us. The entry still names what was closed, for the child whose descriptors were copied just before that.
 pub(super) const WITHDRAWN: u32 = 4;
+/// Not a connection's: an end of the program's [signal pipe](super::signal_pipe), for ever.
+pub(super) const SIGNAL_RECEIVER: u32 = 5;
+pub(super) const SIGNAL_SENDER: u32 = 6;
 
-/// One descriptor. A cache line of its own: `state` is stored at every checkout and return.
+/// One descriptor, with the event loop that watches it where there is one. On cache lines of its own: `state` is stored at
+/// every checkout and return.
 #[repr(align(64))]
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -31,6 +38,7 @@ pub(super) struct Entry {
     fd: AtomicI32,
     device: AtomicU64,
     inode: AtomicU64,
+    event_loop: event_loop::Cell,
 }
 
 impl Entry {
@@ -40,6 +48,7 @@ impl Entry {
             fd: AtomicI32::new(-1),
             device: AtomicU64::new(0),
             inode: AtomicU64::new(0),
+            event_loop: event_loop::Cell::new(),
         }
     }
 
@@ -48,11 +57,21 @@ impl Entry {
         (self.fd.load(Relaxed), identity)
     }
 
-    fn write(&self, fd: RawFd, identity: Identity) {
+    pub(super) fn event_loop(&self) -> Option<EventLoop> {
+        self.event_loop.load()
+    }
+
+    fn write(&self, Named { fd, event_loop }: Named, identity: Identity, state: u32) {
         self.fd.store(fd, Relaxed);
+        self.event_loop.store(event_loop);
+        self.identify(identity);
+        self.state.store(state, Release);
+    }
+
+    /// In a child that has put something of its own under the number, which is to be known by its own children.
+    pub(super) fn identify(&self, identity: Identity) {
         self.device.store(identity.device, Relaxed);
         self.inode.store(identity.inode, Relaxed);
-        self.state.store(LENT, Release);
     }
 }
 
@@ -103,6 +122,18 @@ fn claim_entry() -> &'static Entry {
     }
 }
 
+/// Names a descriptor that stays open as long as the process, and is no connection's.
+pub(super) fn publish_for_ever(fd: RawFd, state: u32) {
+    if let Some(open) = sys::look(fd) {
+        claim_entry().write(Named { fd, event_loop: None }, open.identity, state);
+    }
+}
+
+/// Whether something was published in this state.
+pub(super) fn has(state: u32, identity: Identity) -> bool {
+    entries().any(|entry| entry.state.load(Acquire) == state && entry.descriptor().1 == identity)
+}
+
 /// The descriptors of one connection, named so that a child can find and drop them.
 ///
 /// ```
@@ -113,7 +144,13 @@ fn claim_entry() -> &'static Entry {
 /// # std::io::Result::Ok(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Descriptors(Option<Vec<RawFd>>);
+pub struct Descriptors(Option<Vec<Named>>);
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Named {
+    pub(super) fd: RawFd,
+    pub(super) event_loop: Option<EventLoop>,
+}
 
 impl Descriptors {
     /// The descriptor of something that can lend it: a `TcpStream`, a `UnixStream`, a pipe, a file.
@@ -139,9 +176,19 @@ impl Descriptors {
     }
 
     /// For drivers that hide their descriptors and whose numbers were found by other means.
-    pub(crate) fn and_raw(mut self, fd: RawFd) -> Self {
-        if let Some(fds) = &mut self.0 {
-            fds.push(fd);
+    pub(crate) fn and_raw(self, fd: RawFd) -> Self {
+        self.and_named(Named { fd, event_loop: None })
+    }
+
+    /// The socket that an event loop watches, and the loop.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for drivers with an event loop"))]
+    pub(crate) fn and_event_loop(self, event_loop: EventLoop) -> Self {
+        self.and_named(Named { fd: event_loop.socket.fd, event_loop: Some(event_loop) })
+    }
+
+    fn and_named(mut self, one: Named) -> Self {
+        if let Some(all) = &mut self.0 {
+            all.push(one);
         }
         self
     }
@@ -183,14 +230,14 @@ impl Registration {
     pub fn publish(descriptors: Descriptors) -> io::Result<Self> {
         let generation = generation();
         let known = descriptors.0.is_some();
-        let found = descriptors.0.unwrap_or_default().into_iter().map(|fd| {
-            let open = sys::look(fd).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
-            Ok((fd, open.identity))
+        let found = descriptors.0.unwrap_or_default().into_iter().map(|one| {
+            let open = sys::look(one.fd).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
+            Ok((one, open.identity))
         });
-        let found: Vec<(RawFd, Identity)> = found.collect::<io::Result<_>>()?;
-        let entries = found.into_iter().map(|(fd, identity)| {
+        let found: Vec<(Named, Identity)> = found.collect::<io::Result<_>>()?;
+        let entries = found.into_iter().map(|(one, identity)| {
             let entry = claim_entry();
-            entry.write(fd, identity);
+            entry.write(one, identity, LENT);
             entry
         });
         Ok(Self::of(entries, known, generation))
@@ -229,7 +276,6 @@ impl Registration {
     }
 
     /// The first descriptor's number. It is this connection's for as long as the registration is this process's own.
-    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "drivers that hide their socket ask for it"))]
     pub(crate) fn first(&self) -> Option<RawFd> {
         self.first.map(|entry| entry.descriptor().0)
     }
@@ -274,6 +320,9 @@ impl Drop for Registration {
     }
 }
 
+/// How long a goodbye may take, of drivers that heed it.
+const GOODBYE: Duration = Duration::from_secs(5);
+
 /// Closes a connection of this process so that no child is left with a live copy of its socket.
 ///
 /// A fork that copied the descriptor table just before the close, and memory just after, makes a child that holds the
@@ -282,12 +331,12 @@ impl Drop for Registration {
 ///
 /// A goodbye may fork, as any code of a driver's may. The child comes back here with the rest of the goodbye said to a
 /// dead socket.
-pub(crate) fn close<T>(connection: T, mut registration: Registration) {
+pub(crate) fn close<T>(connection: T, mut registration: Registration, goodbye: fn(T, Deadline)) {
     registration.lend();
     registration.leaves = WITHDRAWN;
     // Dropped after the connection, also when its goodbye panics.
     let _copies = Copies::of(&registration);
-    drop(connection);
+    goodbye(connection, Deadline::after(GOODBYE).on(registration.first()));
 }
 
 /// Second descriptors of the sockets that are about to be closed. Registered themselves: a child that is forked during a
@@ -333,7 +382,7 @@ impl Drop for Copies {
 /// In a child that was forked between the making of a connection and its registration: what its frame still holds is made
 /// dead.
 pub(crate) fn make_dead(descriptors: Descriptors) {
-    for fd in descriptors.0.unwrap_or_default() {
-        super::disown::kill(fd);
+    for one in descriptors.0.unwrap_or_default() {
+        super::disown::kill(one);
     }
 }

@@ -5,6 +5,7 @@
 //! [`Quiet`] puts back. Each function takes plain numbers: a wrong number is an error of the kernel's, never undefined
 //! behaviour, which is why they are safe functions.
 
+use super::event_loop::Watched;
 use std::os::fd::RawFd;
 
 /// What the kernel says a descriptor is: two descriptors of one socket agree, two sockets never do.
@@ -69,16 +70,20 @@ pub(super) fn shutdown(fd: RawFd) {
     unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
 }
 
-/// A socket whose peer is gone: reads see the end of the stream, writes fail, and poll says hang-up.
-pub(super) fn dead_socket() -> Option<RawFd> {
+/// Two sockets that are connected to each other.
+pub(super) fn socket_pair() -> Option<[RawFd; 2]> {
     let mut pair = [-1; 2];
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: `pair` is ours and has room for the two numbers.
-    if unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) } != 0 {
-        return None;
-    }
-    close(pair[1]);
-    Some(pair[0])
+    let failed = unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) };
+    (failed == 0).then_some(pair)
+}
+
+/// A socket whose peer is gone: reads see the end of the stream, writes fail, and poll says hang-up.
+pub(super) fn dead_socket() -> Option<RawFd> {
+    let [socket, peer] = socket_pair()?;
+    close(peer);
+    Some(socket)
 }
 
 /// The next best dead socket, for a table with a single free place: never connected, so every use of it fails.
@@ -86,6 +91,34 @@ pub(super) fn unconnected_socket() -> Option<RawFd> {
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: takes numbers and no memory.
     let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    (fd >= 0).then_some(fd)
+}
+
+/// Whether an epoll watches this file under this number. Asked by setting what is set already.
+pub(super) fn watches(epoll: RawFd, watched: Watched) -> bool {
+    epoll_ctl(epoll, libc::EPOLL_CTL_MOD, watched)
+}
+
+/// Has an epoll of this process's own watch a descriptor. An error leaves the loop without it, and is of no interest.
+pub(super) fn watch(epoll: RawFd, watched: Watched) {
+    epoll_ctl(epoll, libc::EPOLL_CTL_ADD, watched);
+}
+
+fn epoll_ctl(epoll: RawFd, what: libc::c_int, Watched { fd, events, token }: Watched) -> bool {
+    let mut event = libc::epoll_event { events, u64: token };
+    // SAFETY: `event` is ours; numbers that are no epoll, or not watched, are errors.
+    unsafe { libc::epoll_ctl(epoll, what, fd, &raw mut event) == 0 }
+}
+
+pub(super) fn epoll() -> Option<RawFd> {
+    // SAFETY: takes numbers and no memory.
+    let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+    (fd >= 0).then_some(fd)
+}
+
+pub(super) fn eventfd() -> Option<RawFd> {
+    // SAFETY: takes numbers and no memory.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
     (fd >= 0).then_some(fd)
 }
 

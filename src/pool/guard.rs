@@ -121,12 +121,12 @@ impl<M: ManageConnection> Drop for PooledConnection<M> {
             return; // `Guarded` leaks the client.
         }
         let mut ends = EndsUnlessKept(Some(loan), slot);
-        if thread::panicking() || ends.loan().has_broken() {
+        if thread::panicking() || ends.loan().has_broken() || !ends.loan().is_reset() {
             return;
         }
         let Some(loan) = ends.0.take() else { return };
         if fork::generation() != loan.client.generation() {
-            return; // `has_broken` forked, and this is the child.
+            return; // One of the two forked, and this is the child.
         }
         loan.client.registration().rest();
         if let Err(loan) = rack::put(loan, |loan| loan.rack().place(slot)) {

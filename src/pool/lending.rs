@@ -13,7 +13,7 @@ use crate::error::{Source, Usage};
 use crate::fork::forks::Watch;
 use crate::fork::hooks::{self, Due};
 use crate::fork::{self, Generation, Guarded, PerProcess};
-use crate::{Attempt, Deadline, Error, ManageConnection};
+use crate::{Attempt, Deadline, Error, ManageConnection, Reset};
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::mem;
@@ -188,13 +188,14 @@ impl<M: ManageConnection> Shared<M> {
             let client = match connected {
                 Ok(client) => client,
                 Err(why) => {
+                    let refused = attempt.refused();
                     attempt.forget_all();
                     self.addresses.doubt();
-                    return Err(Error::connect(why));
+                    return Err(refused.unwrap_or_else(|| Error::connect(why)));
                 }
             };
             let (registration, refused) = attempt.finish();
-            let client = Guarded::from_parts(client, registration);
+            let client = Guarded::from_parts(client, registration, self.manager.goodbye());
             if let Some(refused) = refused {
                 return Err(refused);
             }
@@ -379,6 +380,19 @@ impl<M: ManageConnection> Loan<M> {
     #[inline]
     pub(super) fn has_broken(&mut self) -> bool {
         self.pool.manager.has_broken(self.client.value_mut())
+    }
+
+    /// Whether it is fit for the next one, after all that its manager does about it.
+    #[inline]
+    pub(super) fn is_reset(&mut self) -> bool {
+        !self.pool.manager.resets() || self.reset()
+    }
+
+    #[cold]
+    fn reset(&mut self) -> bool {
+        let Shared { manager, config, .. } = &*self.pool;
+        let deadline = Deadline::after(config.connection_timeout).on(self.client.registration().first());
+        matches!(manager.reset(self.client.value_mut(), deadline), Ok(Reset::Keep))
     }
 
     /// The rack that a loan of this process belongs to.

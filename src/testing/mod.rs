@@ -4,14 +4,16 @@
 //!   way of making a child that the machine allows.
 //! - [`Witness`] is a server that knows which process wrote each byte: it reports every connection that carried two.
 //! - [`clean_process`] gives a test a process of its own, because descriptors, limits and signals are a process's.
-//! - [`PrivateRedis`] is a Redis for one test.
+//! - [`PrivateRedis`] is a Redis for one test, [`PrivatePostgres`] a PostgreSQL.
 //!
 //! The kit is for tests: where something cannot be set up it panics and says what.
 
 mod assert;
 mod child;
 mod clean;
+mod cluster;
 mod hang;
+mod postgres;
 mod proc;
 mod redis;
 mod report;
@@ -29,6 +31,7 @@ mod witness_client;
 pub use assert::{Snapshot, assert_comes_to, assert_kept, assert_nothing_shared};
 pub use child::{Child, Outcome, child, child_then_exit};
 pub use clean::clean_process;
+pub use postgres::PrivatePostgres;
 pub use proc::{Process, descriptors, shared_sockets, socket_of};
 pub use redis::PrivateRedis;
 pub use sharing::{HeldSocket, Holdings};

@@ -153,7 +153,7 @@ impl Drop for PrivateRedis {
     }
 }
 
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|any| any.local_addr()).expect("a free loopback port").port()
 }
 

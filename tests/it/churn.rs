@@ -91,6 +91,16 @@ fn no_child_of_a_redis_parent_holds_a_live_socket_either() {
     });
 }
 
+/// A client of PostgreSQL takes a while to make: most forks come in the middle of one.
+#[test]
+fn no_child_of_a_postgres_parent_holds_a_live_socket_either() {
+    clean_process(|| {
+        let postgres = testing::PrivatePostgres::start();
+        let address = SocketAddr::from(([127, 0, 0, 1], postgres.port().unwrap()));
+        no_child_holds_a_live_socket(&postgres, address, 300);
+    });
+}
+
 /// Threads hammer one small pool in every way while children come and go: nothing is lost, nothing is lent twice.
 #[test]
 fn a_pool_under_every_kind_of_load_loses_nothing() {

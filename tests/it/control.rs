@@ -35,26 +35,31 @@ fn run(tests: &[&str], setting: &str) -> (Vec<String>, Vec<String>) {
     results.into_inner().unwrap()
 }
 
-/// Each row that the protection covers, against the witness and against Redis where both are there.
+/// Each row that the protection covers, against each server that it can be run against.
 const PROTECTED: &[&str] = &[
     // 1
     "idle::a_child_opens_its_own_and_the_parent_keeps_its_session::witness",
     "idle::a_child_opens_its_own_and_the_parent_keeps_its_session::redis",
+    "idle::a_child_opens_its_own_and_the_parent_keeps_its_session::postgres",
     "idle::pid_1_and_its_child_pid_1_are_told_apart::witness",
     "idle::a_reused_pid_is_not_taken_for_its_former_owner::witness",
     // 2
     "idle::an_idle_child_keeps_no_connection_of_its_parent_open::witness",
     "idle::an_idle_child_keeps_no_connection_of_its_parent_open::redis",
+    "idle::an_idle_child_keeps_no_connection_of_its_parent_open::postgres",
     // 3
     "lent::a_guard_in_a_child_harms_nobody::witness",
     "lent::a_guard_in_a_child_harms_nobody::redis",
+    "lent::a_guard_in_a_child_harms_nobody::postgres",
     "lent::what_was_borrowed_before_the_fork_finds_a_dead_socket",
     // 4
     "lent::what_other_threads_held_does_not_count_in_the_child::witness",
     "lent::what_other_threads_held_does_not_count_in_the_child::redis",
+    "lent::what_other_threads_held_does_not_count_in_the_child::postgres",
     // 5
     "lent::a_child_of_an_exhausted_pool_is_served_and_so_are_the_parents_waiters::witness",
     "lent::a_child_of_an_exhausted_pool_is_served_and_so_are_the_parents_waiters::redis",
+    "lent::a_child_of_an_exhausted_pool_is_served_and_so_are_the_parents_waiters::postgres",
     // 6
     "inflight::a_fork_during_validation_harms_nobody",
     "inflight::a_fork_during_a_return_harms_nobody",
@@ -62,28 +67,42 @@ const PROTECTED: &[&str] = &[
     // 7
     "storm::racing_threads_of_a_child_are_all_served_by_one_new_state::witness",
     "storm::racing_threads_of_a_child_are_all_served_by_one_new_state::redis",
+    "storm::racing_threads_of_a_child_are_all_served_by_one_new_state::postgres",
     // 8
     "idle::grandchildren_are_protected_whenever_they_are_made::witness",
     "idle::ten_generations_deep_each_has_its_own::redis",
+    "idle::ten_generations_deep_each_has_its_own::postgres",
     // 9
     "storm::two_hundred_children_of_a_busy_parent::witness",
     "storm::two_hundred_children_of_a_busy_parent::redis",
+    "storm::two_hundred_children_of_a_busy_parent::postgres",
     // 10
     "ends::however_a_child_ends_the_parents_sessions_go_on::witness",
     "ends::however_a_child_ends_the_parents_sessions_go_on::redis",
+    "ends::however_a_child_ends_the_parents_sessions_go_on::postgres",
     // 12
     "idle::every_pool_is_protected::witness",
     "idle::every_pool_is_protected::redis",
+    "idle::every_pool_is_protected::postgres",
     // 16
     "lent::new_descriptors_of_the_child_never_meet_an_inherited_guard::witness",
     // 17
     "redis_driver::a_subscription_survives_its_copy_in_a_child",
+    "postgres_driver::an_open_transaction_survives_two_hundred_children_that_do_their_worst",
+    "postgres_driver::rows_that_the_parent_is_reading_are_not_the_childs",
+    "postgres_driver::a_borrowed_client_finds_a_dead_socket",
+    "postgres_driver::notifications_go_on_reaching_the_parent",
     // 18
     "callbacks::a_child_that_was_forked_in_a_callback_starts_over",
+    "postgres_driver::a_fork_inside_a_notice_callback_leaves_the_query_to_the_parent",
+    "postgres_driver::a_child_that_was_forked_during_a_connect_starts_over",
     "callbacks::an_exit_handler_that_closes_the_pool_in_a_child_says_nothing",
+    // 19
+    "postgres_driver::nothing_that_a_client_is_made_of_is_shared",
     // 26
     "churn::no_child_of_two_thousand_holds_a_live_socket_that_it_did_not_make",
     "churn::no_child_of_a_redis_parent_holds_a_live_socket_either",
+    "churn::no_child_of_a_postgres_parent_holds_a_live_socket_either",
     // 28
     "hooks::hooks_run_once_per_child_in_order_before_the_first_use_is_served",
 ];
@@ -99,6 +118,7 @@ fn with_the_protection_off_every_protected_row_fails() {
 const WITHOUT_PAGE: &[&str] = &[
     "idle::a_child_opens_its_own_and_the_parent_keeps_its_session::witness",
     "idle::a_child_opens_its_own_and_the_parent_keeps_its_session::redis",
+    "idle::a_child_opens_its_own_and_the_parent_keeps_its_session::postgres",
     "idle::an_idle_child_keeps_no_connection_of_its_parent_open::witness",
     "idle::grandchildren_are_protected_whenever_they_are_made::witness",
     "idle::ten_generations_deep_each_has_its_own::witness",
@@ -115,6 +135,7 @@ const WITHOUT_PAGE: &[&str] = &[
     "storm::racing_threads_of_a_child_are_all_served_by_one_new_state::witness",
     "storm::racing_threads_of_a_handlerless_child_take_stock_once",
     "storm::two_hundred_children_of_a_busy_parent::redis",
+    "storm::two_hundred_children_of_a_busy_parent::postgres",
     "ends::however_a_child_ends_the_parents_sessions_go_on::witness",
     "callbacks::a_child_that_was_forked_in_a_callback_starts_over",
     "hooks::hooks_run_once_per_child_in_order_before_the_first_use_is_served",

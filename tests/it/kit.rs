@@ -3,7 +3,7 @@
 use forksafe::Pool;
 use forksafe::testing::{Way, WitnessManager};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A door between processes: whoever comes to it waits until somebody opens it for one.
@@ -63,6 +63,22 @@ pub(crate) fn ways() -> impl Iterator<Item = Way> {
 pub(crate) fn is_alive(pid: u32) -> bool {
     // SAFETY: takes numbers.
     unsafe { libc::kill(pid as i32, 0) == 0 }
+}
+
+/// Whether two processes' descriptors are one open file: what one does to it the other sees.
+pub(crate) fn are_same_file(pid: u32, fd: RawFd, other_pid: u32, other_fd: RawFd) -> bool {
+    const KCMP_FILE: libc::c_int = 0;
+    // SAFETY: takes numbers.
+    match unsafe { libc::syscall(libc::SYS_kcmp, pid, other_pid, KCMP_FILE, fd, other_fd) } {
+        -1 if io::Error::last_os_error().raw_os_error() == Some(libc::EBADF) => false,
+        -1 => panic!("kcmp: {}", io::Error::last_os_error()),
+        order => order == 0,
+    }
+}
+
+/// Whether a number is here what it is there.
+pub(crate) fn is_same_file(other_pid: u32, fd: RawFd) -> bool {
+    are_same_file(std::process::id(), fd, other_pid, fd)
 }
 
 pub(crate) fn kill(pid: u32, signal: i32) {

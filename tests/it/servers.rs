@@ -1,7 +1,10 @@
 //! The servers that the scenarios run against.
 
-use forksafe::testing::{PrivateRedis, Witness, WitnessManager, patience};
+use forksafe::postgres::PostgresManager;
+use forksafe::testing::{PrivatePostgres, PrivateRedis, Witness, WitnessManager, patience};
 use forksafe::{Builder, ManageConnection, Pool};
+use postgres::NoTls;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
@@ -123,6 +126,50 @@ impl Server for PrivateRedis {
     fn judge(&self) {}
 }
 
+/// The pid alone may be used again.
+const NAME: &str = "(extract(epoch FROM backend_start) * 1000000)::bigint << 22 | pid";
+
+/// What the sessions of this test are called, in its children, too: a server of `DATABASE_URL` has those of other tests.
+static TEST: LazyLock<String> = LazyLock::new(|| format!("forksafe {}", std::process::id()));
+
+impl Server for PrivatePostgres {
+    type Manager = PostgresManager<NoTls>;
+
+    fn start() -> Self {
+        LazyLock::force(&TEST);
+        PrivatePostgres::start()
+    }
+
+    fn manager(&self) -> PostgresManager<NoTls> {
+        let mut config = self.config();
+        config.application_name(&TEST);
+        PostgresManager::new(config, NoTls)
+    }
+
+    fn ask(conn: &mut postgres::Client) -> u64 {
+        let text = unheard_of();
+        let question = format!("SELECT $1::text, {NAME} FROM pg_stat_get_activity(pg_backend_pid())");
+        let row = conn.query_one(&question, &[&text]).unwrap();
+        assert_eq!(row.get::<_, &str>(0), text, "a wrong answer");
+        row.get::<_, i64>(1).cast_unsigned()
+    }
+
+    fn answers(conn: &mut postgres::Client) -> bool {
+        conn.simple_query("SELECT 1").is_ok()
+    }
+
+    fn open(&self) -> Vec<u64> {
+        let question = format!(
+            "SELECT {NAME} FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() \
+             AND application_name = $1"
+        );
+        let sessions = self.config().connect(NoTls).unwrap().query(&question, &[&*TEST]).unwrap();
+        sessions.iter().map(|session| session.get::<_, i64>(0).cast_unsigned()).collect()
+    }
+
+    fn judge(&self) {}
+}
+
 /// A scenario, run against each server in a process of its own.
 macro_rules! scenarios {
     ($($(#[$doc:meta])* fn $name:ident<S: Server>() $body:block)*) => { $(
@@ -141,6 +188,11 @@ macro_rules! scenarios {
             #[test]
             fn redis() {
                 forksafe::testing::clean_process(|| body::<forksafe::testing::PrivateRedis>());
+            }
+
+            #[test]
+            fn postgres() {
+                forksafe::testing::clean_process(|| body::<forksafe::testing::PrivatePostgres>());
             }
         }
     )* };

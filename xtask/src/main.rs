@@ -1,6 +1,7 @@
 //! The chores of this repository. `cargo xtask test` is all that a newcomer needs.
 
 mod needs;
+mod postgres;
 mod redis;
 mod steps;
 mod test;

@@ -27,7 +27,7 @@ const NEEDS: [Need; 4] = [
         what: "a PostgreSQL server",
         debian_package: "postgresql",
         instead: Some("DATABASE_URL"),
-        is_there: |sh| program(sh, "postgres").is_some() || has_debians_postgres(sh),
+        is_there: |sh| postgres(sh).is_some(),
     },
     Need {
         what: "pkg-config (for native-tls)",
@@ -121,8 +121,10 @@ pub fn program(sh: &Shell, name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// Debian keeps it off the `PATH`, in a folder for each version.
-fn has_debians_postgres(sh: &Shell) -> bool {
+/// The folder with PostgreSQL's programs. Debian keeps the server's off the `PATH`, in a folder for each version.
+pub fn postgres(sh: &Shell) -> Option<PathBuf> {
+    let path = sh.var_os("PATH").unwrap_or_default();
     let versions = sh.read_dir("/usr/lib/postgresql").unwrap_or_default();
-    versions.iter().any(|version| version.join("bin/postgres").is_file())
+    let mut folders = std::env::split_paths(&path).chain(versions.iter().map(|version| version.join("bin")));
+    folders.find(|folder| ["postgres", "initdb"].iter().all(|name| folder.join(name).is_file()))
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask test`.
 
 use crate::needs;
+use crate::postgres::Postgres;
 use crate::redis::Redis;
 use crate::steps::Steps;
 use anyhow::{Context, Result};
@@ -15,6 +16,7 @@ pub fn run(sh: &Shell, steps: &mut Steps, install: bool) -> Result<()> {
     for tls in ["rustls", "native-tls"] {
         steps.run(cmd!(sh, "cargo test --package forksafe-tls-tests --no-default-features --features {tls}"))?;
     }
+    steps.run(cmd!(sh, "cargo test --package forksafe-signal-tests"))?;
     drive_the_example(sh, steps)
 }
 
@@ -29,18 +31,29 @@ fn each_feature_alone(sh: &Shell, steps: &mut Steps) -> Result<()> {
     Ok(())
 }
 
-/// With its built-in witness, with Redis, and with the protection off, which it has to notice.
+/// With its built-in witness, with Redis, with PostgreSQL, with both, and with the protection off, which it has to notice.
 fn drive_the_example(sh: &Shell, steps: &mut Steps) -> Result<()> {
     let drive = ["run", "--release", "--example", "prefork_server", "--", "--drive", "2000"];
     steps.run(cmd!(sh, "cargo {drive...}"))?;
-    // Redis may be somebody else's, and not installed here.
-    match sh.var("REDIS_URL") {
-        Ok(url) => steps.run(cmd!(sh, "cargo {drive...} --redis {url}"))?,
+    // The servers may be somebody else's, and not installed here.
+    let (own_redis, own_postgres);
+    let redis = match sh.var("REDIS_URL") {
+        Ok(url) => url,
         Err(_) => {
-            let redis = Redis::start(sh)?;
-            let url = &redis.url;
-            steps.run(cmd!(sh, "cargo {drive...} --redis {url}"))?;
+            own_redis = Redis::start(sh)?;
+            own_redis.url.clone()
         }
-    }
-    steps.run_expecting(1, cmd!(sh, "cargo {drive...} --unsafe-share"))
+    };
+    let postgres = match sh.var("DATABASE_URL") {
+        Ok(url) => url,
+        Err(_) => {
+            own_postgres = Postgres::start(sh)?;
+            own_postgres.url.clone()
+        }
+    };
+    steps.run(cmd!(sh, "cargo {drive...} --redis {redis}"))?;
+    steps.run(cmd!(sh, "cargo {drive...} --postgres {postgres}"))?;
+    steps.run(cmd!(sh, "cargo {drive...} --redis {redis} --postgres {postgres}"))?;
+    steps.run_expecting(1, cmd!(sh, "cargo {drive...} --unsafe-share"))?;
+    steps.run_expecting(1, cmd!(sh, "cargo {drive...} --unsafe-share --postgres {postgres}"))
 }

@@ -69,7 +69,7 @@ fn valgrind(sh: &Shell, steps: &mut Steps, tests: &[String]) -> Result<()> {
     // Nobody looks at how a forked child exits once it has told its result: what counts is what valgrind wrote down.
     let logs = sh.create_temp_dir()?;
     let log = format!("--log-file={}/%p", logs.path().display());
-    let skip = "--trace-children-skip=*/redis-server,*/postgres";
+    let skip = "--trace-children-skip=*/redis-server,*/postgres,*/initdb,*/cp";
     let valgrind = ["valgrind", "--quiet", "--error-exitcode=99", "--trace-children=yes", skip, &log];
     let runner = format!(r#"target."cfg(unix)".runner = {valgrind:?}"#);
     let ran = steps.run(cmd!(sh, "cargo test --config {runner} --all-features --test it -- {tests...}"));

@@ -1,0 +1,77 @@
+//! What a child puts under the numbers of descriptors that it must not have: one dead socket for all of them, and for event
+//! loops one eventfd that wakes nobody.
+
+use super::sys;
+use std::os::fd::RawFd;
+
+/// Each is made when it is first needed, and put under as many numbers as it takes.
+#[derive(Default)]
+pub(super) struct Dead {
+    socket: Option<RawFd>,
+    eventfd: Option<RawFd>,
+}
+
+impl Dead {
+    fn make(&mut self) {
+        if self.socket.is_none() {
+            self.socket = sys::dead_socket();
+        }
+    }
+
+    /// Over an inherited socket.
+    pub(super) fn put_over(&mut self, fd: RawFd) {
+        self.make();
+        if self.socket.is_none() {
+            // The table is full. The inherited socket's own place is the free place then.
+            sys::close(fd);
+            match sys::unconnected_socket() {
+                Some(place) if place == fd => return,
+                other => self.socket = other,
+            }
+        }
+        put(self.socket, fd);
+    }
+
+    /// Over an inherited eventfd.
+    pub(super) fn put_eventfd_over(&mut self, fd: RawFd) {
+        if self.eventfd.is_none() {
+            self.eventfd = sys::eventfd();
+        }
+        put(self.eventfd, fd);
+    }
+
+    /// Into a free place, unless a thread of this process was faster.
+    pub(super) fn put_into(&mut self, fd: RawFd) {
+        self.make();
+        if self.lies_at(fd) {
+            self.leave(); // It was the lowest free number.
+        } else if let Some(dead) = self.socket
+            && let Some(place) = sys::duplicate(dead, fd)
+            && place != fd
+        {
+            sys::close(place);
+        }
+    }
+
+    /// Whether the dead socket was made at this very number.
+    pub(super) fn lies_at(&self, fd: RawFd) -> bool {
+        self.socket == Some(fd)
+    }
+
+    /// The dead socket stays where it is; the next that is needed is another.
+    pub(super) fn leave(&mut self) {
+        self.socket = None;
+    }
+
+    pub(super) fn done(self) {
+        [self.socket, self.eventfd].into_iter().flatten().for_each(sys::close);
+    }
+}
+
+/// A descriptor limit below the number forbids dup3, and a full table has no room for the dead. Better a free number than a
+/// shared descriptor.
+fn put(dead: Option<RawFd>, over: RawFd) {
+    if !dead.is_some_and(|dead| sys::replace(dead, over)) {
+        sys::close(over);
+    }
+}
