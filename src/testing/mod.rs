@@ -8,6 +8,7 @@
 //!
 //! The kit is for tests: where something cannot be set up it panics and says what.
 
+mod assert;
 mod child;
 mod clean;
 mod cluster;
@@ -21,11 +22,13 @@ mod sockets;
 mod spawn;
 mod steps;
 mod stream;
+mod tap;
 mod unix_diag;
 mod way;
 mod witness;
 mod witness_client;
 
+pub use assert::{Snapshot, assert_comes_to, assert_kept, assert_nothing_shared};
 pub use child::{Child, Outcome, child, child_then_exit};
 pub use clean::clean_process;
 pub use postgres::PrivatePostgres;
@@ -36,6 +39,7 @@ pub use sockets::{Socket, SocketState};
 pub use spawn::Spawn;
 pub use steps::Steps;
 pub use stream::{Address, Stream};
+pub use tap::{Relayed, Tap};
 pub use way::Way;
 pub use witness::{Seen, Witness};
 pub use witness_client::{Answer, WitnessClient, WitnessManager};

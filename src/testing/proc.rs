@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// The open descriptors of a process and what each is (`socket:[4711]`, `pipe:[12]`, a path).
@@ -53,6 +54,15 @@ pub fn shared_sockets(here: u32, there: u32) -> Vec<(RawFd, RawFd, String)> {
 pub fn socket_of(owner: &impl AsFd) -> String {
     let path = format!("/proc/self/fd/{}", owner.as_fd().as_raw_fd());
     fs::read_link(&path).unwrap_or_else(|error| panic!("{path}: {error}")).to_string_lossy().into_owned()
+}
+
+/// The number of what is behind a descriptor of this process; 0 if nothing is.
+pub(super) fn inode(fd: RawFd) -> u64 {
+    // SAFETY: all zeros is a valid stat, and it is ours.
+    unsafe {
+        let mut stat: libc::stat = mem::zeroed();
+        if libc::fstat(fd, &raw mut stat) == 0 { stat.st_ino } else { 0 }
+    }
 }
 
 /// This process, by a name that no other process ever has: its pid as `/proc` has it, which a pid namespace does not

@@ -2,12 +2,12 @@
 //!
 //! Several may write at once: so messages travel in pieces that the kernel does not mix, each with its writer's pid.
 
+use super::proc::inode;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
-use std::mem;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// The pid of the writer, the length of the piece, and whether more come.
@@ -103,14 +103,6 @@ fn say(bytes: &[u8], most: usize) {
                 _ => break,
             }
         }
-    }
-}
-
-fn inode(fd: RawFd) -> u64 {
-    // SAFETY: all zeros is a valid stat, and it is ours.
-    unsafe {
-        let mut stat: libc::stat = mem::zeroed();
-        if libc::fstat(fd, &raw mut stat) == 0 { stat.st_ino } else { 0 }
     }
 }
 

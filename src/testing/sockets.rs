@@ -162,6 +162,20 @@ fn internet_socket(table: &str, line: &str) -> Option<Socket> {
     (inode != 0).then(|| Socket { inode, kind, local: local.to_string(), peer, peer_inode: None, state })
 }
 
+/// Whether all that was written to a server of this process's network namespace has come to it: nothing is on its way,
+/// and no connection is half made.
+pub(super) fn all_is_delivered_to(server: SocketAddr) -> bool {
+    let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap_or_default();
+    table.lines().skip(1).all(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [_, local, peer, state, queues, ..] = fields[..] else { return true };
+        // What is on its way stays in the queue of its sender until it is acknowledged.
+        let is_on_its_way = address(peer) == Some(server) && !queues.starts_with("00000000:");
+        let is_half_made = address(local) == Some(server) && matches!(state, "03" | "0C");
+        !is_on_its_way && !is_half_made
+    })
+}
+
 /// The address is shown as the numbers that its bytes make on this machine, four at a time.
 fn address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
@@ -223,5 +237,29 @@ pub(super) fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn what_the_reader_has_no_room_for_is_on_its_way() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).unwrap();
+        let mut server = listener.accept().unwrap().0;
+        assert!(all_is_delivered_to(address));
+        client.set_nonblocking(true).unwrap();
+        let mut written = 0;
+        while let Ok(n) = client.write(&[0; 65536]) {
+            written += n;
+        }
+        assert!(!all_is_delivered_to(address));
+        server.read_exact(&mut vec![0; written]).unwrap();
+        crate::testing::wait_until("the last of it is acknowledged", || all_is_delivered_to(address));
     }
 }

@@ -1,5 +1,6 @@
 //! Streams over tcp and over unix sockets, as one.
 
+use super::proc::inode;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -101,6 +102,24 @@ impl Stream {
         }
     }
 
+    /// Tells the other side now that all has been received, and not some time later.
+    pub(super) fn acknowledge(&self) {
+        if let Self::Tcp(stream) = self {
+            let yes: libc::c_int = 1;
+            // SAFETY: the pointer and the size are those of a number of ours. If it fails, it comes later.
+            unsafe {
+                let size = size_of_val(&yes) as libc::socklen_t;
+                libc::setsockopt(
+                    stream.as_raw_fd(),
+                    libc::IPPROTO_TCP,
+                    libc::TCP_QUICKACK,
+                    (&raw const yes).cast(),
+                    size,
+                );
+            }
+        }
+    }
+
     /// For all processes that hold it.
     pub(super) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match self {
@@ -158,7 +177,7 @@ impl Listener {
     pub(super) fn tcp() -> io::Result<(Self, Address)> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
-        OWN.add(address.to_string());
+        own(&listener);
         Ok((Self::Tcp(listener), address.into()))
     }
 
@@ -169,15 +188,17 @@ impl Listener {
         // Left by one that was killed, and had this pid.
         let _ = fs::remove_file(&path);
         let listener = UnixListener::bind(&path)?;
-        OWN.add(path.display().to_string());
+        own(&listener);
         Ok((Self::Unix(listener), path.into()))
     }
 
     pub(super) fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Self::Tcp(listener) => Stream::tcp(listener.accept()?.0),
-            Self::Unix(listener) => Ok(Stream::Unix(listener.accept()?.0)),
-        }
+        let stream = match self {
+            Self::Tcp(listener) => Stream::tcp(listener.accept()?.0)?,
+            Self::Unix(listener) => Stream::Unix(listener.accept()?.0),
+        };
+        own(&stream);
+        Ok(stream)
     }
 }
 
@@ -190,10 +211,15 @@ impl AsRawFd for Listener {
     }
 }
 
-/// Whether an address is that of a server of the kit in this process or in one that it was forked from: then a socket
-/// with this address is the server's end. Children inherit it, and nobody but the server's thread ever uses it.
-pub(super) fn is_own(address: &str) -> bool {
-    OWN.has(address)
+/// Notes that a socket belongs to a server of the kit: it is in the process of the test, children inherit it, and nobody
+/// but the server's thread ever uses it.
+pub(super) fn own(socket: &impl AsFd) {
+    OWN.add(inode(socket.as_fd().as_raw_fd()));
+}
+
+/// Whether a socket belongs to a server of the kit, in this process or in one that it was forked from.
+pub(super) fn is_own(inode: u64) -> bool {
+    OWN.has(inode)
 }
 
 static OWN: Own = Own(AtomicPtr::new(ptr::null_mut()));
@@ -202,13 +228,13 @@ static OWN: Own = Own(AtomicPtr::new(ptr::null_mut()));
 struct Own(AtomicPtr<Node>);
 
 struct Node {
-    address: String,
+    inode: u64,
     next: *const Node,
 }
 
 impl Own {
-    fn add(&self, address: String) {
-        let node = Box::into_raw(Box::new(Node { address, next: ptr::null() }));
+    fn add(&self, inode: u64) {
+        let node = Box::into_raw(Box::new(Node { inode, next: ptr::null() }));
         let mut first = self.0.load(Acquire);
         loop {
             // SAFETY: made above, and nobody else's before the exchange has succeeded.
@@ -220,11 +246,11 @@ impl Own {
         }
     }
 
-    fn has(&self, address: &str) -> bool {
+    fn has(&self, inode: u64) -> bool {
         let mut next = self.0.load(Acquire).cast_const();
         // SAFETY: nodes are published whole, never changed and never freed.
         while let Some(node) = unsafe { next.as_ref() } {
-            if node.address == address {
+            if node.inode == inode {
                 return true;
             }
             next = node.next;

@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -256,6 +256,8 @@ impl Desk {
         self.clients.retain_mut(|client| {
             let goes_on = !ready.next().unwrap_or_default() || client.listen(&self.writes).is_ok_and(|more| more);
             if !goes_on {
+                // A child that was forked meanwhile has a copy, which must not keep the client waiting.
+                let _ = client.stream.shutdown(Shutdown::Both);
                 self.writes.note(client.id, |seen| {
                     seen.ended = true;
                     seen.ended_at = Some(Instant::now());
