@@ -7,9 +7,9 @@
 //!
 //! # In the handlers
 //!
-//! The prepare and parent handlers each add one to a counter. The child handler blocks
-//! signals, walks the registry of descriptors with `fstat`, `close` and `dup3`, and stores the new generation. None of
-//! them allocates, locks, logs, panics or waits, and none uses a thread-local but `errno`, which is put back.
+//! The prepare and parent handlers each add one to a counter. The child handler blocks signals, walks the registry of
+//! descriptors with `fstat`, `close` and `dup3`, and `epoll_ctl` where there are event loops, and stores the new
+//! generation. None of them allocates, locks, logs, panics or waits, and none uses a thread-local but `errno`, which is put back.
 
 #[cfg(feature = "testing")]
 pub(crate) mod control;

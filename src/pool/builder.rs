@@ -116,7 +116,8 @@ impl<M: ManageConnection> Builder<M> {
         self
     }
 
-    /// How long [`get`](Pool::get) may take, connecting and validating included. Zero: an idle connection now, or a
+    /// How long [`get`](Pool::get) may take, connecting and validating included; and how long a return may, if the manager
+    /// [resets](ManageConnection::reset). Zero: an idle connection now, or a
     /// timeout. [`Duration::MAX`]: for ever. Default 30 seconds.
     #[must_use]
     pub fn connection_timeout(mut self, timeout: Duration) -> Self {

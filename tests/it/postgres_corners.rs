@@ -618,7 +618,7 @@ impl forksafe::ManageConnection for Counts {
         Ok(if *conn == 0 { forksafe::Reset::Discard } else { forksafe::Reset::Keep })
     }
     fn goodbye(&self) -> fn(i32, forksafe::Deadline) {
-        |_, _| drop(GOODBYES.fetch_add(1, SeqCst))
+        |_, _| _ = GOODBYES.fetch_add(1, SeqCst)
     }
 }
 
