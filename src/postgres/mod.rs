@@ -24,8 +24,7 @@ use std::thread;
 use std::time::Duration;
 use tokio::runtime::Handle;
 
-/// Connections to PostgreSQL: [`postgres::Client`](::postgres::Client)s, made as the driver's own
-/// [`Config`] says.
+/// Connections to PostgreSQL: the driver's [`Client`]s, made as its own [`Config`] says.
 ///
 /// ```no_run
 /// use forksafe::{Pool, postgres::PostgresManager};

@@ -95,7 +95,7 @@ fn no_child_of_a_redis_parent_holds_a_live_socket_either() {
 #[test]
 fn no_child_of_a_postgres_parent_holds_a_live_socket_either() {
     clean_process(|| {
-        let postgres = testing::PrivatePostgres::start();
+        let postgres = testing::PrivatePostgres::start_with(&[]);
         let address = SocketAddr::from(([127, 0, 0, 1], postgres.port().unwrap()));
         no_child_holds_a_live_socket(&postgres, address, 300);
     });

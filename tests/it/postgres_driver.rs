@@ -66,7 +66,7 @@ fn of_clients() -> BTreeMap<RawFd, String> {
 #[test]
 fn every_kind_of_address_works_and_is_protected() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let (port, unix) = (server.port().unwrap(), server.unix_config().unwrap());
         let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let tcp = |text: &str| format!("user=postgres {text}").parse::<Config>().unwrap();
@@ -102,7 +102,7 @@ fn every_kind_of_address_works_and_is_protected() {
 #[test]
 fn hosts_are_tried_in_the_order_of_the_configuration() {
     clean_process(|| {
-        let servers = [PrivatePostgres::start(), PrivatePostgres::start()];
+        let servers = [PrivatePostgres::start_with(&[]), PrivatePostgres::start()];
         let ports = servers.each_ref().map(|server| server.port().unwrap());
         let text = format!("user=postgres host=localhost,127.0.0.1 port={},{}", ports[0], ports[1]);
         let port_of = |pool: &Pool<Manager>| {
@@ -121,7 +121,7 @@ fn hosts_are_tried_in_the_order_of_the_configuration() {
 #[test]
 fn the_descriptors_are_found_exactly() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             let _stop = StopOnDrop(&stop);
@@ -157,7 +157,7 @@ fn the_descriptors_are_found_exactly() {
 #[test]
 fn nothing_that_a_client_is_made_of_is_shared() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let pool = server.pool_of(3);
         let mut held = [pool.get().unwrap(), pool.get().unwrap()];
         drop(pool.get().unwrap());
@@ -197,7 +197,7 @@ static CHILD: AtomicI32 = AtomicI32::new(0);
 #[test]
 fn a_fork_inside_a_notice_callback_leaves_the_query_to_the_parent() {
     fn forks(way: fn() -> Option<i32>) {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         for config in [server.config(), server.unix_config().unwrap()] {
             let mut config = config;
             config.notice_callback(move |_| match way() {
@@ -238,7 +238,7 @@ fn a_fork_inside_a_notice_callback_leaves_the_query_to_the_parent() {
 fn rows_that_the_parent_is_reading_are_not_the_childs() {
     const ROWS: i32 = 200_000;
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let pool = server.pool();
         let mut held = pool.get().unwrap();
         let rows = "SELECT n, repeat('x', 100) FROM generate_series(1, 200000) n";
@@ -274,7 +274,7 @@ fn rows_that_the_parent_is_reading_are_not_the_childs() {
 #[test]
 fn an_open_transaction_survives_two_hundred_children_that_do_their_worst() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let pool = server.pool();
         pool.get().unwrap().batch_execute("CREATE TABLE held (n int)").unwrap();
         let mut held = pool.get().unwrap();
@@ -317,7 +317,7 @@ fn an_open_transaction_survives_two_hundred_children_that_do_their_worst() {
 #[test]
 fn a_borrowed_client_finds_a_dead_socket() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         for config in [server.config(), server.unix_config().unwrap()] {
             let pool = pool_of(config);
             let mut held = pool.get().unwrap();
@@ -335,7 +335,7 @@ fn a_borrowed_client_finds_a_dead_socket() {
 #[test]
 fn notifications_go_on_reaching_the_parent() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let pool = server.pool();
         let mut held = pool.get().unwrap();
         held.batch_execute("LISTEN news").unwrap();
@@ -358,7 +358,7 @@ fn guards_serve_wherever_a_client_does() {
         client.query("SELECT name FROM people ORDER BY name", &[]).unwrap().iter().map(|row| row.get(0)).collect()
     }
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let pool = server.pool();
         let mut conn = pool.get().unwrap();
         conn.batch_execute("CREATE TABLE people (name text)").unwrap();
@@ -399,7 +399,7 @@ impl MakeTlsConnect<Socket> for ForksOnce {
 #[test]
 fn a_child_that_was_forked_during_a_connect_starts_over() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let pool = Pool::new(PostgresManager::new(server.config(), ForksOnce)).unwrap();
         let parent = std::process::id();
         let mut conn = pool.get().unwrap();
@@ -467,7 +467,7 @@ fn a_server_that_never_lets_one_in_is_given_up_in_time() {
 #[test]
 fn the_deadline_of_a_connect_does_not_end_the_connection() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let pool = server.pool();
         let mut conn = pool.get_timeout(Duration::from_secs(1)).unwrap();
         conn.batch_execute("SELECT pg_sleep(1.5)").unwrap();
@@ -495,7 +495,7 @@ impl Drop for Stopped {
 #[test]
 fn a_session_that_falls_silent_fails_its_test_in_time() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let pool = server.pool_of(1);
         let stopped = Stopped::the_backend_of(&mut pool.get().unwrap());
         let error = fails_within(&pool, Duration::from_millis(500));
@@ -508,7 +508,7 @@ fn a_session_that_falls_silent_fails_its_test_in_time() {
 #[test]
 fn a_reset_that_is_not_answered_is_given_up_in_time() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let manager = PostgresManager::new(server.config(), NoTls).on_return(OnReturn::RollBack);
         let pool = Pool::builder().connection_timeout(Duration::from_secs(2)).build(manager).unwrap();
         let mut conn = pool.get().unwrap();
@@ -524,7 +524,7 @@ fn a_reset_that_is_not_answered_is_given_up_in_time() {
 #[test]
 fn what_the_server_refuses_is_told_at_once_and_leaves_nothing() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let before = open_descriptors();
         for (text, code) in [
             ("user=nobody-of-this-name", postgres::error::SqlState::INVALID_AUTHORIZATION_SPECIFICATION),
@@ -615,7 +615,7 @@ fn a_server_that_is_away_at_first_is_an_error_in_time_and_then_works() {
 #[test]
 fn a_full_descriptor_table_is_an_error_and_not_a_panic() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let pool = server.pool();
         let here = session(&mut pool.get().unwrap());
         let full = || {
@@ -656,7 +656,7 @@ fn a_full_descriptor_table_is_an_error_and_not_a_panic() {
 #[test]
 fn a_full_table_does_not_keep_a_child_from_disowning() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let pool = server.pool_of(3);
         let mut held = [pool.get().unwrap(), pool.get().unwrap()];
         drop(pool.get().unwrap());
@@ -696,7 +696,7 @@ fn dozens_of_generations_do_not_fill_the_descriptor_table() {
         if depth == 0 { open } else { testing::child(|| generation(depth - 1, server, guards)).join() }
     }
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let after = [5, 30].map(|depth| generation(depth, &server, Vec::new()));
         // What is held stays taken: four numbers for each generation. What was idle is gone, and the last has its own.
         assert_eq!(after, [6 * 4 + 4, 31 * 4 + 4]);
@@ -707,7 +707,7 @@ fn dozens_of_generations_do_not_fill_the_descriptor_table() {
 #[test]
 fn without_proc_there_is_an_error_and_no_connection() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let pool = server.pool();
         let error = testing::child(|| {
             hide_proc();
@@ -737,7 +737,7 @@ fn hide_proc() {
 #[test]
 fn a_child_looks_no_name_up() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let config = format!("host=localhost port={} user=postgres", server.port().unwrap());
         let pool = pool_of(config.parse().unwrap());
         let child = testing::child(|| {
@@ -760,7 +760,7 @@ fn a_child_looks_no_name_up() {
 #[test]
 fn inside_an_async_runtime_there_is_an_error_and_not_a_panic() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let (pool, used) = (server.pool(), server.pool());
         drop(used.get().unwrap());
         let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -783,7 +783,7 @@ fn inside_an_async_runtime_there_is_an_error_and_not_a_panic() {
 #[test]
 fn a_connection_that_may_be_spoilt_is_not_lent_again() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let pool =
             Pool::builder().test_on_check_out(false).max_size(1).build(PostgresManager::new(server.config(), NoTls));
         let pool = pool.unwrap();
@@ -818,7 +818,7 @@ fn in_transaction(client: &mut Client) -> bool {
 #[test]
 fn a_transaction_that_was_left_open_is_rolled_back_if_one_asks_for_it() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let plain = pool_with(&server, OnReturn::Nothing);
         plain.get().unwrap().batch_execute("BEGIN").unwrap();
         assert!(in_transaction(&mut plain.get().unwrap()), "the default is to leave it");
@@ -842,7 +842,7 @@ fn a_transaction_that_was_left_open_is_rolled_back_if_one_asks_for_it() {
 fn a_reset_of_a_clean_session_leaves_no_word_in_the_log() {
     clean_process(|| {
         static NOTICES: AtomicU32 = AtomicU32::new(0);
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let mut config = server.config();
         config.notice_callback(|notice| {
             eprintln!("{notice}");
@@ -862,7 +862,7 @@ fn a_reset_of_a_clean_session_leaves_no_word_in_the_log() {
 #[test]
 fn a_session_that_discards_all_remembers_nothing_and_still_knows_its_types() {
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let pool = pool_with(&server, OnReturn::DiscardAll);
         pool.get()
             .unwrap()
@@ -895,7 +895,7 @@ fn the_driver_is_made_as_discovery_expects() {
     const CANARY: &str = "a version of postgres, tokio-postgres, tokio or mio (see `cargo tree`) has changed what \
                           forksafe relies on";
     clean_process(|| {
-        let server = PrivatePostgres::start();
+        let server = PrivatePostgres::start_with(&[]);
         let (before, parent) = (open_descriptors(), std::process::id());
         let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
         let threads_before = threads();
