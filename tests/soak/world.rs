@@ -151,7 +151,9 @@ impl Pools {
 
 impl World {
     pub(crate) fn build() -> Self {
-        let (witness, redis, postgres) = (Witness::start(), PrivateRedis::start(), PrivatePostgres::start());
+        let witness = Witness::start();
+        // Of our own, whatever the environment says: their sessions are counted.
+        let (redis, postgres) = (PrivateRedis::start_with(&["--databases", "1"]), PrivatePostgres::start_with(&[]));
         let pools = Pools {
             witness: pool(witness.manager()),
             redis: pool(redis::Client::open(redis.url()).expect("a url")),
