@@ -54,7 +54,6 @@ impl Deadline {
     }
 
     /// This one, or so long from now if that is sooner.
-    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for drivers with timers of their own"))]
     pub(crate) fn or_sooner(self, time: Duration) -> Self {
         let other = Self::after(time);
         if self.remaining() < other.remaining() { self } else { other }

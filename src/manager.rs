@@ -1,7 +1,7 @@
 //! What a pool asks of a driver.
 
 use crate::addresses::Addresses;
-use crate::fork::{self, Descriptors, Generation, Registration, generation};
+use crate::fork::{self, Copies, Descriptors, Generation, Registration, generation};
 use crate::{Deadline, Error};
 use std::fmt;
 use std::io;
@@ -191,7 +191,8 @@ pub struct Attempt {
 
 #[derive(Default)]
 struct Found {
-    registrations: Vec<Registration>,
+    /// With second descriptors of what the driver may yet give up.
+    registrations: Vec<(Registration, Copies)>,
     refused: Option<String>,
 }
 
@@ -222,16 +223,22 @@ impl Attempt {
             return fork::make_dead(descriptors);
         }
         match Registration::publish(descriptors) {
-            Ok(registration) => self.found().registrations.push(registration),
+            Ok(registration) => {
+                let copies = Copies::of(&registration);
+                self.found().registrations.push((registration, copies));
+            }
             Err(error) => self.refuse(format!("a descriptor that the manager named is not open: {error}")),
         }
     }
 
-    /// Takes back all that was published: the connection to an earlier host was given up. What of it is still open is
-    /// shut down.
+    /// Takes back all that was published: the connection to an earlier host was given up. It is shut down, whether it is
+    /// still open or not: a child that was forked in the middle may have a copy.
     pub fn forget_all(&self) {
         if !self.is_inherited() {
-            self.found().registrations.drain(..).for_each(Registration::bury);
+            for (registration, copies) in self.found().registrations.drain(..) {
+                registration.bury();
+                drop(copies);
+            }
         }
     }
 
@@ -258,7 +265,11 @@ impl Attempt {
     pub(crate) fn finish(&self) -> (Registration, Option<Error>) {
         let mut found = self.found();
         let refused = found.refused.take().map(Error::unprotected);
-        (Registration::merge(std::mem::take(&mut found.registrations)), refused)
+        let registrations = found.registrations.drain(..).map(|(registration, copies)| {
+            copies.forget();
+            registration
+        });
+        (Registration::merge(registrations.collect()), refused)
     }
 
     fn found(&self) -> MutexGuard<'_, Found> {

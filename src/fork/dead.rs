@@ -37,6 +37,14 @@ impl Dead {
         if self.eventfd.is_none() {
             self.eventfd = sys::eventfd();
         }
+        if self.eventfd.is_none() {
+            // As above. The number must not become a file's: the driver writes to it.
+            sys::close(fd);
+            match sys::eventfd() {
+                Some(place) if place == fd => return,
+                other => self.eventfd = other,
+            }
+        }
         put(self.eventfd, fd);
     }
 
@@ -44,7 +52,7 @@ impl Dead {
     pub(super) fn put_into(&mut self, fd: RawFd) {
         self.make();
         if self.lies_at(fd) {
-            self.leave(); // It was the lowest free number.
+            self.leave_at(fd); // It was the lowest free number.
         } else if let Some(dead) = self.socket
             && let Some(place) = sys::duplicate(dead, fd)
             && place != fd
@@ -53,14 +61,16 @@ impl Dead {
         }
     }
 
-    /// Whether the dead socket was made at this very number.
+    /// Whether one of the two was made at this very number.
     pub(super) fn lies_at(&self, fd: RawFd) -> bool {
-        self.socket == Some(fd)
+        [self.socket, self.eventfd].contains(&Some(fd))
     }
 
-    /// The dead socket stays where it is; the next that is needed is another.
-    pub(super) fn leave(&mut self) {
-        self.socket = None;
+    /// What lies there stays; the next that is needed is another.
+    pub(super) fn leave_at(&mut self, fd: RawFd) {
+        for one in [&mut self.socket, &mut self.eventfd] {
+            one.take_if(|place| *place == fd);
+        }
     }
 
     pub(super) fn done(self) {

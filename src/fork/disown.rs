@@ -6,7 +6,9 @@
 //! or names a number under which the child has something else; all three are told apart by the state and the identity.
 
 use super::dead::Dead;
-use super::registry::{self, CLAIMED, Entry, FREE, IDLE, LENT, Named, SIGNAL_RECEIVER, SIGNAL_SENDER, WITHDRAWN};
+use super::registry::{
+    self, CLAIMED, ENDING, Entry, FREE, IDLE, LENT, Named, SIGNAL_RECEIVER, SIGNAL_SENDER, WITHDRAWN,
+};
 use super::signal_pipe::Pair;
 use super::sys;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
@@ -48,37 +50,38 @@ pub(super) fn all(birth: Birth, parent: u32) {
     }
     // At a first call there may be threads, and one of them may fork now: its child wants to know what was closed.
     let closed = if birth == Birth::Handler { FREE } else { WITHDRAWN };
+    let mut dead = Dead::default();
     // First what had been closed in memory, so that a number which a newer entry names is seen for what it is.
     for entry in registry::entries().filter(|entry| entry.state.load(Acquire) == WITHDRAWN) {
         let (fd, identity) = entry.descriptor();
         if sys::look(fd).is_some_and(|open| open.is_socket && open.identity == identity) {
-            close(entry);
+            close(entry, true, &mut dead);
         }
         entry.state.store(closed, Relaxed);
     }
-    let mut dead = Dead::default();
-    let mut signals = Pair::default();
+    replace_signal_pipe();
     for entry in registry::entries() {
         let (fd, identity) = entry.descriptor();
         match entry.state.load(Acquire) {
             IDLE => {
                 if sys::is(fd, identity) {
-                    close(entry);
+                    close(entry, false, &mut dead);
                 }
                 entry.state.store(closed, Relaxed);
             }
-            LENT => {
+            state @ (LENT | ENDING) => {
                 match sys::look(fd) {
                     Some(open) if open.identity == identity => match entry.event_loop() {
                         None => dead.put_over(fd),
                         Some(event_loop) => {
-                            event_loop.replace(&mut dead);
+                            event_loop.replace(state == ENDING, &mut dead);
                             // The loop is this process's own: a child of ours must not wait on it, either.
                             recognise(entry);
+                            entry.state.store(LENT, Relaxed);
                             continue;
                         }
                     },
-                    Some(_) if dead.lies_at(fd) => dead.leave(), // It stays there.
+                    Some(_) if dead.lies_at(fd) => dead.leave_at(fd), // It stays there.
                     Some(_somebody_elses) => {}
                     // Memory names it and the table lacks it: the number must not become somebody else's while an
                     // object that thinks it owns it lives on.
@@ -86,16 +89,33 @@ pub(super) fn all(birth: Birth, parent: u32) {
                 }
                 entry.state.store(FREE, Relaxed);
             }
-            SIGNAL_RECEIVER | SIGNAL_SENDER if sys::is(fd, identity) => {
-                signals.put_over(fd, entry.state.load(Relaxed));
-                recognise(entry);
-            }
             CLAIMED => entry.state.store(FREE, Relaxed),
             _ => {}
         }
     }
     dead.done();
-    signals.done();
+}
+
+/// Before anything is made that stays: the ends of the new pair must not lie at numbers that are to be filled.
+fn replace_signal_pipe() {
+    let ends = |state: u32| {
+        registry::entries().filter(move |entry| {
+            let (fd, identity) = entry.descriptor();
+            entry.state.load(Acquire) == state && sys::is(fd, identity)
+        })
+    };
+    // The sender is published last. Half a pair would be worse than none.
+    if ends(SIGNAL_SENDER).next().is_none() {
+        return;
+    }
+    let mut pair = Pair::default();
+    for state in [SIGNAL_RECEIVER, SIGNAL_SENDER] {
+        for entry in ends(state) {
+            pair.put_over(entry.descriptor().0, state);
+            recognise(entry);
+        }
+    }
+    pair.done();
 }
 
 /// What is under the number now is this process's own, and our children are to know it.
@@ -106,9 +126,9 @@ fn recognise(entry: &Entry) {
 }
 
 /// Closes what nothing in this process can reach.
-fn close(entry: &Entry) {
+fn close(entry: &Entry, is_ending: bool, dead: &mut Dead) {
     if let Some(event_loop) = entry.event_loop() {
-        event_loop.close();
+        event_loop.close(is_ending, dead);
     }
     sys::close(entry.descriptor().0);
 }
@@ -117,7 +137,7 @@ fn close(entry: &Entry) {
 pub(super) fn kill(Named { fd, event_loop }: Named) {
     let mut dead = Dead::default();
     match event_loop {
-        Some(event_loop) => event_loop.replace(&mut dead),
+        Some(event_loop) => event_loop.replace(false, &mut dead),
         None => dead.put_over(fd),
     }
     dead.done();

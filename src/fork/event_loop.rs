@@ -3,8 +3,8 @@
 //! A child inherits the epoll itself, not a copy. To take the socket off it would take it off for the parent, whose next
 //! query would hang; to wait on it would steal the parent's events. So a child leaves it alone and gets one of its own
 //! under the same numbers, with the same token for the socket: code that was in the middle of a query when the fork came
-//! waits there, and is told at once that its (dead) socket has hung up. Nobody wakes it: the threads that might are the
-//! parent's.
+//! waits there, and is told at once that its (dead) socket has hung up. Nobody has to wake it: the threads that would are the
+//! parent's. But things that the client has handed out still write to its eventfd, so a dead one stays under that number.
 //!
 //! Epolls and eventfds have no identity that `fstat` could tell. The epoll can: `EPOLL_CTL_MOD` succeeds only if this very
 //! file is watched under this very number, and with what is registered already it changes nothing. (The parent's loop may
@@ -36,24 +36,33 @@ pub(crate) struct EventLoop {
 
 impl EventLoop {
     /// As far as the kernel confirms it. Ask while the socket is in its place.
-    fn confirmed(self) -> Confirmed {
-        let epolls = self.epolls.map(|epoll| Some(epoll).filter(|&epoll| sys::watches(epoll, self.socket)));
+    ///
+    /// A parent that has closed the client since the fork has taken the socket off; the eventfd stays until the end. But all
+    /// eventfds have the same token, so they say little where the loop's numbers may be another loop's by now.
+    fn confirmed(self, is_ending: bool) -> Confirmed {
+        let knows = |epoll| sys::watches(epoll, self.socket) || (!is_ending && sys::watches(epoll, self.waker));
+        let epolls = self.epolls.map(|epoll| Some(epoll).filter(|&epoll| knows(epoll)));
         let Some(one) = epolls.into_iter().flatten().next() else { return Confirmed::default() };
         let confirm = |watched: &Watched| sys::watches(one, *watched);
         Confirmed { epolls, waker: Some(self.waker).filter(confirm), signals: self.signals.filter(confirm) }
     }
 
     /// For a client that nothing in this process can reach: closes what belongs to its socket. Call before that is closed.
-    pub(super) fn close(self) {
-        let Confirmed { epolls, waker, signals, .. } = self.confirmed();
-        let others = [waker, signals].into_iter().flatten().map(|watched| watched.fd);
-        epolls.into_iter().flatten().chain(others).for_each(sys::close);
+    ///
+    /// But for the eventfd: what the driver has handed out (a statement, and each row has one) still writes to it when it is
+    /// dropped.
+    pub(super) fn close(self, is_ending: bool, dead: &mut Dead) {
+        let Confirmed { epolls, waker, signals } = self.confirmed(is_ending);
+        if let Some(waker) = waker {
+            dead.put_eventfd_over(waker.fd);
+        }
+        epolls.into_iter().flatten().chain(signals.map(|signals| signals.fd)).for_each(sys::close);
     }
 
     /// Puts something dead over the socket and the eventfd, and an epoll of this process's own under the numbers of the
     /// inherited one.
-    pub(super) fn replace(self, dead: &mut Dead) {
-        let Confirmed { epolls, waker, signals } = self.confirmed();
+    pub(super) fn replace(self, is_ending: bool, dead: &mut Dead) {
+        let Confirmed { epolls, waker, signals } = self.confirmed(is_ending);
         dead.put_over(self.socket.fd);
         if let Some(waker) = waker {
             dead.put_eventfd_over(waker.fd);
@@ -63,11 +72,12 @@ impl EventLoop {
         }
         let mut epolls = epolls.into_iter().flatten();
         let Some(first) = epolls.next() else { return };
-        if put_epoll_over(first) {
+        let is_there = put_epoll_over(first);
+        if is_there {
             sys::watch(first, self.socket);
         }
         // Without the first there is no loop, and a free number is better than a shared epoll.
-        for other in epolls.filter(|&other| !sys::replace(first, other)) {
+        for other in epolls.filter(|&other| !(is_there && sys::replace(first, other))) {
             sys::close(other);
         }
     }

@@ -28,6 +28,8 @@ pub struct Guarded<T> {
     inner: Option<(T, Registration)>,
     origin: Origin,
     goodbye: fn(T, Deadline),
+    /// When the goodbye has to be said, if somebody waits.
+    by: Option<Deadline>,
 }
 
 impl<T> Guarded<T> {
@@ -51,7 +53,7 @@ impl<T> Guarded<T> {
 
     pub(crate) fn from_parts(value: T, registration: Registration, goodbye: fn(T, Deadline)) -> Self {
         let origin = Origin { pid: disown::pid(), generation: registration.generation() };
-        Self { inner: Some((value, registration)), origin, goodbye }
+        Self { inner: Some((value, registration)), origin, goodbye, by: None }
     }
 
     /// The process that made it.
@@ -104,6 +106,11 @@ impl<T> Guarded<T> {
 
     pub(crate) fn generation(&self) -> Generation {
         self.origin.generation
+    }
+
+    /// Somebody waits for the end of it.
+    pub(crate) fn hurry(&mut self, by: Deadline) {
+        self.by = Some(by);
     }
 
     #[inline]
@@ -163,7 +170,7 @@ impl<T> Drop for Guarded<T> {
         let inherited = Self::is_inherited(self);
         match self.inner.take() {
             Some(inner) if inherited => std::mem::forget(inner),
-            Some((value, registration)) => registry::close(value, registration, self.goodbye),
+            Some((value, registration)) => registry::close(value, registration, self.goodbye, self.by),
             None => {}
         }
     }

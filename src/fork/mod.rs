@@ -33,7 +33,7 @@ mod sys;
 pub use guarded::Guarded;
 pub use hooks::on_child;
 pub use per_process::PerProcess;
-pub(crate) use registry::make_dead;
+pub(crate) use registry::{Copies, make_dead};
 pub use registry::{Descriptors, Registration};
 
 use disown::Birth;

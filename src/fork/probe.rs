@@ -1,7 +1,7 @@
 //! For drivers that hide an event loop: how to find its descriptors, and how to end its socket.
 
 use super::event_loop::Watched;
-use super::sys;
+use super::sys::{self, Identity};
 use std::io;
 use std::mem;
 use std::ops::RangeInclusive;
@@ -65,7 +65,19 @@ fn has_named_peer(fd: RawFd) -> bool {
     failed == 0 && size as usize > mem::size_of::<libc::sa_family_t>()
 }
 
-/// Ends a socket for every process that holds a copy of it.
-pub(crate) fn shutdown(socket: RawFd) {
-    sys::shutdown(socket);
+/// A socket, by more than its number.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known(RawFd, Identity);
+
+impl Known {
+    pub(crate) fn of(socket: RawFd) -> Option<Self> {
+        Some(Self(socket, sys::look(socket)?.identity))
+    }
+
+    /// Ends it for every process that holds a copy of it, if it is still there.
+    pub(crate) fn shut_down(self) {
+        if sys::is(self.0, self.1) {
+            sys::shutdown(self.0);
+        }
+    }
 }

@@ -28,6 +28,8 @@ pub(super) const WITHDRAWN: u32 = 4;
 /// Not a connection's: an end of the program's [signal pipe](super::signal_pipe), for ever.
 pub(super) const SIGNAL_RECEIVER: u32 = 5;
 pub(super) const SIGNAL_SENDER: u32 = 6;
+/// As LENT, while the driver says goodbye: an event loop goes before its socket, and its numbers may be another's by now.
+pub(super) const ENDING: u32 = 7;
 
 /// One descriptor, with the event loop that watches it where there is one. On cache lines of its own: `state` is stored at
 /// every checkout and return.
@@ -260,10 +262,14 @@ impl Registration {
     pub(crate) fn bury(mut self) {
         self.leaves = WITHDRAWN;
         if self.generation == generation() {
-            let sockets = self.entries().map(Entry::descriptor);
-            let open = sockets.filter(|&(fd, identity)| sys::is(fd, identity));
-            open.for_each(|(fd, _)| sys::shutdown(fd));
+            self.shut_down();
         }
+    }
+
+    fn shut_down(&self) {
+        let sockets = self.entries().map(Entry::descriptor);
+        let open = sockets.filter(|&(fd, identity)| sys::is(fd, identity));
+        open.for_each(|(fd, _)| sys::shutdown(fd));
     }
 
     /// False when the descriptors are [unknown](Descriptors::unknown): a child could not drop them.
@@ -331,45 +337,55 @@ const GOODBYE: Duration = Duration::from_secs(5);
 ///
 /// A goodbye may fork, as any code of a driver's may. The child comes back here with the rest of the goodbye said to a
 /// dead socket.
-pub(crate) fn close<T>(connection: T, mut registration: Registration, goodbye: fn(T, Deadline)) {
-    registration.lend();
+pub(crate) fn close<T>(connection: T, mut registration: Registration, goodbye: fn(T, Deadline), by: Option<Deadline>) {
+    registration.mark(ENDING);
     registration.leaves = WITHDRAWN;
     // Dropped after the connection, also when its goodbye panics.
-    let _copies = Copies::of(&registration);
-    goodbye(connection, Deadline::after(GOODBYE).on(registration.first()));
+    let copies = Copies::of(&registration);
+    if !copies.is_complete {
+        // End them now; the goodbye is lost, the promise is kept.
+        registration.shut_down();
+    }
+    let by = by.map_or(Deadline::after(GOODBYE), |by| by.or_sooner(GOODBYE));
+    goodbye(connection, by.on(registration.first()));
 }
 
-/// Second descriptors of the sockets that are about to be closed. Registered themselves: a child that is forked during a
-/// goodbye closes them at birth.
-struct Copies {
+/// Second descriptors of sockets whose driver may close them at any time: they end with this, for everybody. Registered
+/// themselves: a child that is forked meanwhile closes them at birth.
+#[derive(Debug)]
+pub(crate) struct Copies {
     fds: Vec<RawFd>,
+    /// Whether there was room for all.
+    is_complete: bool,
     _registration: Option<Registration>,
     generation: Generation,
 }
 
 impl Copies {
-    fn of(registration: &Registration) -> Self {
-        let mut fds = Vec::with_capacity(1);
-        for entry in registration.entries() {
-            let (fd, identity) = entry.descriptor();
-            if !sys::look(fd).is_some_and(|open| open.is_socket && open.identity == identity) {
-                continue;
-            }
-            match sys::duplicate(fd, 0) {
-                Some(copy) => fds.push(copy),
-                // No room for a second descriptor: end it now; the goodbye is lost, the promise is kept.
-                None => sys::shutdown(fd),
-            }
-        }
+    pub(crate) fn of(registration: &Registration) -> Self {
+        let sockets = registration
+            .entries()
+            .map(Entry::descriptor)
+            .filter(|&(fd, identity)| sys::look(fd).is_some_and(|open| open.is_socket && open.identity == identity));
+        let copies: Vec<Option<RawFd>> = sockets.map(|(fd, _)| sys::duplicate(fd, 0)).collect();
+        let is_complete = copies.iter().all(Option::is_some);
+        let fds: Vec<RawFd> = copies.into_iter().flatten().collect();
         let all = fds.iter().fold(Descriptors::none(), |all, &fd| all.and_raw(fd));
         let copies = Registration::publish(all).ok().inspect(Registration::rest);
-        Self { fds, _registration: copies, generation: registration.generation }
+        Self { fds, is_complete, _registration: copies, generation: registration.generation }
+    }
+
+    /// The sockets live on.
+    pub(crate) fn forget(mut self) {
+        if self.generation == generation() {
+            self.fds.drain(..).for_each(sys::close);
+        }
     }
 }
 
 impl Drop for Copies {
     fn drop(&mut self) {
-        // In a child that the goodbye forked the numbers are closed already, or its parent's own.
+        // In a child that a goodbye forked the numbers are closed already, or its parent's own.
         if self.generation == generation() {
             for &fd in &self.fds {
                 sys::shutdown(fd);

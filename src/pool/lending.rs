@@ -89,7 +89,7 @@ impl<M: ManageConnection> Shared<M> {
             if loan.is_fresh(now) {
                 return Ok(self.lend(loan, slot, now));
             }
-            loan.end(slot);
+            loan.end_by(self.patience(timeout), slot);
         }
         self.check_out_slowly(timeout)
     }
@@ -132,6 +132,7 @@ impl<M: ManageConnection> Shared<M> {
                     Judgement::Unfit(why) => last = why.or(last),
                 }
                 // Closed before its slot is used again; in a child that was forked by the judging, abandoned.
+                loan.client.hurry(if timeout.is_zero() { self.patience(timeout) } else { deadline });
                 drop(loan);
                 if fork::generation() != here {
                     continue;
@@ -158,12 +159,7 @@ impl<M: ManageConnection> Shared<M> {
         if !self.config.test_on_check_out {
             return Judgement::Fit;
         }
-        // No time at all is for waiting and connecting. A test that may take no time would only destroy connections.
-        let deadline = match self.config.connection_timeout {
-            _ if !timeout.is_zero() => deadline,
-            Duration::ZERO => Deadline::after(Duration::from_secs(1)),
-            usual => Deadline::after(usual),
-        };
+        let deadline = if timeout.is_zero() { self.patience(timeout) } else { deadline };
         let here = fork::generation();
         loan.client.registration().lend();
         let socket = loan.client.registration().first();
@@ -172,6 +168,16 @@ impl<M: ManageConnection> Shared<M> {
             Ok(()) => Judgement::Unfit(None),
             Err(why) => Judgement::Unfit(Some(Box::new(why))),
         }
+    }
+
+    /// How long a connection may take for what has to be done with it. No time at all is for waiting and connecting: a test
+    /// that may take no time would only destroy connections.
+    fn patience(&self, timeout: Duration) -> Deadline {
+        Deadline::after(match (timeout, self.config.connection_timeout) {
+            (Duration::ZERO, Duration::ZERO) => Duration::from_secs(1),
+            (Duration::ZERO, usual) => usual,
+            (timeout, _) => timeout,
+        })
     }
 
     /// A new connection. `None` in a child that was forked in the middle: start over.
@@ -195,11 +201,12 @@ impl<M: ManageConnection> Shared<M> {
                 }
             };
             let (registration, refused) = attempt.finish();
-            let client = Guarded::from_parts(client, registration, self.manager.goodbye());
+            let mut client = Guarded::from_parts(client, registration, self.manager.goodbye());
             if let Some(refused) = refused {
                 return Err(refused);
             }
             if watch.overlapped() && again > 0 && !deadline.is_over() {
+                client.hurry(deadline);
                 drop(client); // Closed, and shut down for the child that has a copy.
                 if fork::generation() != here {
                     return Ok(None);
@@ -306,12 +313,15 @@ impl<M: ManageConnection> Shared<M> {
         }
     }
 
-    pub(super) fn close(&self) {
+    /// With somebody who waits for it, by a deadline.
+    pub(super) fn close(&self, by: Option<Deadline>) {
         self.closed.store(true, SeqCst);
         // Either we see the rack that another thread is making, or it sees that the pool is closed.
         fence(SeqCst);
         if let Some(rack) = self.existing_rack() {
-            drop(rack.close());
+            for mut loan in rack.close() {
+                by.into_iter().for_each(|by| loan.client.hurry(by));
+            }
         }
     }
 
@@ -390,9 +400,8 @@ impl<M: ManageConnection> Loan<M> {
 
     #[cold]
     fn reset(&mut self) -> bool {
-        let Shared { manager, config, .. } = &*self.pool;
-        let deadline = Deadline::after(config.connection_timeout).on(self.client.registration().first());
-        matches!(manager.reset(self.client.value_mut(), deadline), Ok(Reset::Keep))
+        let deadline = self.pool.patience(Duration::ZERO).on(self.client.registration().first());
+        matches!(self.pool.manager.reset(self.client.value_mut(), deadline), Ok(Reset::Keep))
     }
 
     /// The rack that a loan of this process belongs to.
@@ -400,6 +409,12 @@ impl<M: ManageConnection> Loan<M> {
     pub(super) fn rack(&self) -> &Rack<Self> {
         let local = self.pool.local.existing_in(self.client.generation());
         &local.expect("bug: a loan without its rack").rack
+    }
+
+    #[cold]
+    fn end_by(mut self, deadline: Deadline, slot: usize) {
+        self.client.hurry(deadline);
+        self.end(slot);
     }
 
     /// Closes the connection and vacates its slot. An inherited one is abandoned.

@@ -142,7 +142,7 @@ impl<M: ManageConnection> Pool<M> {
     /// Closes the pool: idle connections now, lent ones when they come back. [`get`](Self::get) returns an error from
     /// here on, in this process and in the children forked from it later.
     pub fn close(&self) {
-        self.0.close();
+        self.0.close(None);
     }
 
     /// [Closes](Self::close) the pool and waits until every connection has come back.
@@ -152,7 +152,7 @@ impl<M: ManageConnection> Pool<M> {
     /// [`Error::is_timeout`] when some are still lent then. The pool is closed all the same.
     pub fn close_timeout(&self, timeout: Duration) -> Result<(), Error> {
         let deadline = Deadline::after(timeout);
-        self.0.close();
+        self.0.close(Some(deadline));
         self.0.wait_until_empty(deadline).map_err(|usage| Error::timeout(timeout, usage, None))
     }
 
@@ -214,7 +214,7 @@ impl<M: ManageConnection> Drop for Pool<M> {
     fn drop(&mut self) {
         // The lent connections keep `Shared` alive but are not handles: the last of those closes.
         if self.0.handles.fetch_sub(1, AcqRel) == 1 {
-            self.0.close();
+            self.0.close(None);
         }
     }
 }

@@ -30,21 +30,22 @@ fn port(config: &Config, place: usize) -> u16 {
     ports.get(place).or(ports.first()).copied().unwrap_or(5432)
 }
 
-/// The configuration to connect with, and the number of hosts that it will try at most.
-pub(super) fn located(config: &Config, at: &Attempt) -> Result<(Config, u32), Error> {
-    let mut located = config.clone();
+/// What to connect with, one after the other, and how many hosts the driver will try with each. Never empty.
+pub(super) fn located(config: &Config, at: &Attempt) -> Result<(Vec<Config>, u32), Error> {
     let names = names(config);
-    let wrong = config.get_ports().len() > 1 && config.get_ports().len() != names.len();
-    if names.is_empty() || wrong {
+    let by_driver = || {
         let hosts = config.get_hosts().len().max(config.get_hostaddrs().len()).max(1);
-        return Ok((located, hosts as u32));
+        Ok((vec![config.clone()], hosts as u32))
+    };
+    if names.is_empty() {
+        return by_driver();
     }
     let mut targets = Vec::new();
     let mut unknown = None;
     for (place, (host, port)) in names.iter().enumerate() {
         match at.addresses(host, *port) {
             // `hostaddr` has no room for the interface.
-            Ok(addresses) if addresses.iter().any(needs_interface) => return Ok((located, names.len() as u32)),
+            Ok(addresses) if addresses.iter().any(needs_interface) => return by_driver(),
             Ok(addresses) => targets.push((place, addresses)),
             Err(source) => unknown = Some(Error::LookUp { host: host.clone(), source }),
         }
@@ -55,29 +56,25 @@ pub(super) fn located(config: &Config, at: &Attempt) -> Result<(Config, u32), Er
     if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
         shuffle(&mut targets);
         targets.iter_mut().for_each(|(_, addresses)| shuffle(addresses));
-        located.load_balance_hosts(LoadBalanceHosts::Disable);
     }
-    let targets: Vec<(usize, IpAddr)> =
-        targets.into_iter().flat_map(|(place, all)| all.into_iter().map(move |one| (place, one.ip()))).collect();
-
-    // A configuration's hosts cannot be taken away, and each has one `hostaddr`. One host's addresses go in its place and
-    // after it; several hosts' go after all of them, which are sent nowhere.
-    let in_place = names.len() == 1;
-    if !in_place {
-        for _ in &names {
-            located.hostaddr(NOWHERE);
-        }
-    }
-    for (number, &(place, address)) in targets.iter().enumerate() {
-        located.hostaddr(address);
-        if !in_place || number > 0 {
-            located.host(&names[place].0);
+    let targets = targets.into_iter().flat_map(|(place, all)| all.into_iter().map(move |one| (place, one.ip())));
+    let only = |(place, address): (usize, IpAddr)| {
+        let mut only = config.clone();
+        only.load_balance_hosts(LoadBalanceHosts::Disable);
+        // A configuration's hosts cannot be taken away. Of several, all are sent nowhere, and the one comes after them.
+        if names.len() > 1 {
+            for _ in &names {
+                only.hostaddr(NOWHERE);
+            }
+            only.host(&names[place].0);
             if config.get_ports().len() > 1 {
-                located.port(names[place].1);
+                only.port(names[place].1);
             }
         }
-    }
-    Ok((located, targets.len() as u32))
+        only.hostaddr(address);
+        only
+    };
+    Ok((targets.map(only).collect(), 1))
 }
 
 fn needs_interface(address: &SocketAddr) -> bool {

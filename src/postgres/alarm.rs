@@ -4,10 +4,11 @@
 //! that runtime, is told that the connection is closed. The same task serves the connect, every reset and the goodbye.
 
 use crate::Deadline;
-use crate::fork::{PerProcess, probe};
+use crate::fork::PerProcess;
+use crate::fork::probe::Known;
 use std::collections::HashMap;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -20,14 +21,21 @@ pub(super) struct Alarm(Arc<Inner>);
 struct Inner {
     /// When to ring, or never.
     time: watch::Sender<Option<Instant>>,
-    socket: AtomicI32,
+    /// The driver may have closed it, and be about to try another host.
+    socket: Mutex<Option<Known>>,
     rung: AtomicBool,
+}
+
+impl Inner {
+    fn socket(&self) -> MutexGuard<'_, Option<Known>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Alarm {
     /// Begins to watch over a socket. Call inside the client's runtime; once for each host that it tries.
     pub(super) fn watch_over(&self, socket: RawFd, until: Deadline) {
-        self.0.socket.store(socket, Relaxed);
+        *self.0.socket() = Known::of(socket);
         self.0.rung.store(false, Relaxed);
         self.set(until);
         if !self.stands_by() {
@@ -44,10 +52,10 @@ impl Alarm {
     }
 
     /// To be found by [`set`].
-    pub(super) fn keep(self) {
+    pub(super) fn keep(self, socket: RawFd) {
         let mut alarms = alarms();
         alarms.retain(|_, alarm| alarm.stands_by());
-        alarms.insert(self.0.socket.load(Relaxed), self);
+        alarms.insert(socket, self);
     }
 
     /// Whether it has ended the socket that it watches over.
@@ -71,7 +79,7 @@ async fn stand_by(mut time: watch::Receiver<Option<Instant>>, alarm: Weak<Inner>
                 Err(_elapsed) => {
                     let Some(alarm) = alarm.upgrade() else { return };
                     alarm.rung.store(true, Relaxed);
-                    probe::shutdown(alarm.socket.load(Relaxed));
+                    alarm.socket().into_iter().for_each(Known::shut_down);
                     drop(alarm);
                     time.changed().await
                 }

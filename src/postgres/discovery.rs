@@ -5,14 +5,17 @@
 //! socket, the eventfd that wakes the runtime and, if the program's tokio handles signals, a socket for those. Nothing is
 //! ever guessed: what is not exactly as expected is an error.
 
+use super::NEEDED;
 use crate::fork::event_loop::{EventLoop, Watched};
 use crate::fork::probe::{self, Kind};
-use crate::fork::signal_pipe;
+use crate::fork::{PerProcess, signal_pipe};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Once;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::Builder;
 
 /// The descriptors of the runtime that this thread is in, which has one connected socket. `from` is the number that was free
 /// before any of them was opened.
@@ -21,6 +24,47 @@ use tokio::io::unix::AsyncFd;
 ///
 /// What was not as expected, for a person to read.
 pub(super) fn event_loop_of_this_runtime(from: RawFd) -> Result<EventLoop, String> {
+    let Runtime { epolls, sockets, wakers, mut signals } = this_runtime(from)?;
+    let (&[socket], &[waker], [] | [_]) = (&sockets[..], &wakers[..], &signals[..]) else {
+        return Err(unexpected(&format!(
+            "its runtime watches {} sockets with a peer, {} eventfds and {} other sockets",
+            sockets.len(),
+            wakers.len(),
+            signals.len()
+        )));
+    };
+    let signals = signals.pop();
+    signals.into_iter().for_each(protect);
+    Ok(EventLoop { epolls, socket, waker, signals })
+}
+
+/// Children of this process get a signal pipe of their own from here on, if tokio has one: then every runtime watches it.
+pub(super) fn protect_signals() {
+    static DONE: PerProcess<Once> = PerProcess::new(Once::new);
+    DONE.get().call_once(|| {
+        let Ok(from) = probe::room_for(NEEDED) else { return };
+        let Ok(runtime) = Builder::new_current_thread().enable_io().build() else { return };
+        let inside = runtime.enter();
+        this_runtime(from).into_iter().flat_map(|found| found.signals).for_each(protect);
+        drop(inside);
+        // It cannot be dropped on a thread that runs async code.
+        runtime.shutdown_background();
+    });
+}
+
+fn protect(receiver: Watched) {
+    signal_pipe::protect(receiver.fd, || table_size().ok());
+}
+
+/// What a runtime is made of.
+struct Runtime {
+    epolls: [RawFd; 2],
+    sockets: Vec<Watched>,
+    wakers: Vec<Watched>,
+    signals: Vec<Watched>,
+}
+
+fn this_runtime(from: RawFd) -> Result<Runtime, String> {
     let failed = |what: &str, error: io::Error| format!("cannot {what} to find a PostgreSQL client's socket: {error}");
     let (pipe, other_end) = io::pipe().map_err(|error| failed("make a pipe", error))?;
     let number = pipe.as_raw_fd();
@@ -40,28 +84,16 @@ pub(super) fn event_loop_of_this_runtime(from: RawFd) -> Result<EventLoop, Strin
     let info = info.map_err(|error| failed("read /proc/self/fdinfo", error))?;
     drop(pipe);
 
-    let (mut sockets, mut wakers, mut signals) = (Vec::new(), Vec::new(), Vec::new());
+    let mut runtime = Runtime { epolls, sockets: Vec::new(), wakers: Vec::new(), signals: Vec::new() };
     for watched in watched(&info).filter(|watched| watched.fd != number) {
         match probe::kind(watched.fd) {
-            Kind::Client => sockets.push(watched),
-            Kind::Anonymous => signals.push(watched),
-            Kind::Other if is_eventfd(watched.fd) => wakers.push(watched),
+            Kind::Client => runtime.sockets.push(watched),
+            Kind::Anonymous => runtime.signals.push(watched),
+            Kind::Other if is_eventfd(watched.fd) => runtime.wakers.push(watched),
             Kind::Other => return Err(unexpected("its runtime watches something unknown")),
         }
     }
-    let (&[socket], &[waker], [] | [_]) = (&sockets[..], &wakers[..], &signals[..]) else {
-        return Err(unexpected(&format!(
-            "its runtime watches {} sockets with a peer, {} eventfds and {} other sockets",
-            sockets.len(),
-            wakers.len(),
-            signals.len()
-        )));
-    };
-    let signals = signals.pop();
-    if let Some(receiver) = signals {
-        signal_pipe::protect(receiver.fd, || table_size().ok());
-    }
-    Ok(EventLoop { epolls, socket, waker, signals })
+    Ok(runtime)
 }
 
 fn unexpected(what: &str) -> String {

@@ -6,11 +6,13 @@
 
 use super::alarm::Alarm;
 use super::discovery;
-use crate::Attempt;
 use crate::fork::Descriptors;
+use crate::{Attempt, Deadline};
 use ::postgres::Socket;
 use ::postgres::tls::MakeTlsConnect;
 use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::time::Duration;
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -19,10 +21,14 @@ pub(super) struct Hook<T> {
     pub(super) tls: T,
     pub(super) at: Attempt,
     pub(super) alarm: Alarm,
+    /// When all of it has to be done.
+    pub(super) by: Deadline,
     /// What one host may take from here on.
     pub(super) share: Duration,
     /// The number that was free before the connect.
     pub(super) from: RawFd,
+    /// What was found.
+    pub(super) socket: Arc<AtomicI32>,
 }
 
 impl<T: MakeTlsConnect<Socket>> MakeTlsConnect<Socket> for Hook<T> {
@@ -35,7 +41,8 @@ impl<T: MakeTlsConnect<Socket>> MakeTlsConnect<Socket> for Hook<T> {
         self.at.forget_all();
         let found = discovery::event_loop_of_this_runtime(self.from).inspect_err(|why| self.at.refuse(why))?;
         self.at.own(Descriptors::none().and_event_loop(found));
-        self.alarm.watch_over(found.socket.fd, self.at.deadline().or_sooner(self.share));
+        self.socket.store(found.socket.fd, Relaxed);
+        self.alarm.watch_over(found.socket.fd, self.by.or_sooner(self.share));
         self.tls.make_tls_connect(domain).map_err(Into::into)
     }
 }

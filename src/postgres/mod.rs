@@ -11,8 +11,9 @@ mod hook;
 
 pub use error::Error;
 
-use crate::fork::probe;
+use crate::fork::probe::{self, Known};
 use crate::{Attempt, Deadline, ManageConnection, Reset};
+use ::postgres::fallible_iterator::FallibleIterator;
 use ::postgres::tls::{MakeTlsConnect, TlsConnect};
 use ::postgres::{Client, Config, Socket};
 use alarm::Alarm;
@@ -20,6 +21,8 @@ use hook::Hook;
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -63,11 +66,16 @@ use tokio::runtime::Handle;
 /// [`Error::InsideRuntime`] there (and tokio's panic message appears on stderr, for that is how it answers). Use
 /// `spawn_blocking`.
 ///
+/// # Signals
+///
+/// Where tokio's `signal` feature is on, every new runtime of a child would read its parent's signal pipe empty, and each
+/// connect makes one. The first manager that a process makes finds the pipe, and children get their own.
+///
 /// # What the deadline cannot bound
 ///
 /// Looking up a host name (by libc), when it is not a child's first attempt.
 ///
-/// Several hosts share the time that there is.
+/// Several hosts share the time that there is: each has its part of what the others left.
 #[derive(Clone)]
 pub struct PostgresManager<T> {
     config: Config,
@@ -99,7 +107,10 @@ const DISCARD: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; 
 
 impl<T> PostgresManager<T> {
     /// Connections as `config` says, encrypted by `tls` where it says so (`sslmode`).
+    ///
+    /// If the program's tokio handles signals, its children have a [signal pipe](Self#signals) of their own from here on.
     pub fn new(config: Config, tls: T) -> Self {
+        discovery::protect_signals();
         Self { config, tls, on_return: OnReturn::default() }
     }
 
@@ -152,32 +163,16 @@ where
         if !may_wait_here() {
             return Err(Error::InsideRuntime);
         }
-        let from = probe::room_for(NEEDED).map_err(Error::NoDescriptors)?;
-        let (mut config, hosts) = addresses::located(&self.config, at)?;
-        let time = at.deadline().remaining();
-        if time.is_zero() {
-            return Err(Error::TimedOut(None));
-        }
-        // The driver applies it to each host's TCP connection; what comes after that is for the alarm.
-        let share = if hosts > 1 { time / (2 * hosts) } else { time };
-        let longest = config.get_connect_timeout().map_or(share, |&own| own.min(share));
-        config.connect_timeout(longest.min(YEAR));
-
-        let alarm = Alarm::default();
-        let hook = Hook { tls: self.tls.clone(), at: at.clone(), alarm: alarm.clone(), share, from };
-        let connected = catch_unwind(AssertUnwindSafe(|| config.connect(hook)));
-        alarm.clear();
-        match connected {
-            Ok(Ok(client)) if !alarm.has_rung() => {
-                alarm.keep();
-                Ok(client)
+        let (mut targets, hosts) = addresses::located(&self.config, at)?;
+        // The last one's error is the one to report.
+        while targets.len() > 1 {
+            let share = at.deadline().remaining() / targets.len() as u32;
+            match self.connect_to(targets.remove(0), hosts, share, at) {
+                Err(Error::Driver(_) | Error::TimedOut(_)) => at.forget_all(),
+                other => return other,
             }
-            Ok(Ok(_)) => Err(Error::TimedOut(None)),
-            Ok(Err(error)) if alarm.has_rung() || at.deadline().is_over() => Err(Error::TimedOut(Some(error))),
-            Ok(Err(error)) => Err(Error::Driver(error)),
-            // Its runtime could not be built.
-            Err(panic) => Err(Error::Panicked(words_of(&*panic))),
         }
+        self.connect_to(targets.remove(0), hosts, at.deadline().remaining(), at)
     }
 
     fn is_valid_within(&self, conn: &mut Client, deadline: Deadline) -> Result<(), Error> {
@@ -186,7 +181,7 @@ where
         }
         conn.is_valid(deadline.remaining().min(YEAR)).map_err(|error| {
             // The driver would wait for the answer when it says goodbye.
-            deadline.socket().into_iter().for_each(probe::shutdown);
+            deadline.socket().and_then(Known::of).into_iter().for_each(Known::shut_down);
             Error::Driver(error)
         })
     }
@@ -196,11 +191,16 @@ where
     }
 
     fn reset(&self, conn: &mut Client, deadline: Deadline) -> Result<Reset, Error> {
+        if !may_wait_here() {
+            return Err(Error::InsideRuntime);
+        }
         let _alarm = alarm::set(deadline);
         // In a failed transaction the first word is refused, and the rest is not heard.
         conn.batch_execute("BEGIN; ROLLBACK").or_else(|_| conn.batch_execute("ROLLBACK"))?;
         if self.on_return == OnReturn::DiscardAll {
             conn.batch_execute(DISCARD)?;
+            // News that had come before.
+            while FallibleIterator::next(&mut conn.notifications().iter())?.is_some() {}
         }
         Ok(Reset::Keep)
     }
@@ -214,8 +214,54 @@ where
     }
 }
 
-/// An epoll under two numbers, an eventfd, a socket, a copy of the signal socket; a pipe to find them; a file of `/proc`.
-const NEEDED: usize = 8;
+impl<T> PostgresManager<T>
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::TlsConnect: Send,
+    T::Stream: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    /// Has the driver try so many hosts in so much time.
+    fn connect_to(&self, mut config: Config, hosts: u32, time: Duration, at: &Attempt) -> Result<Client, Error> {
+        if time.is_zero() {
+            return Err(Error::TimedOut(None));
+        }
+        let from = probe::room_for(NEEDED).map_err(Error::NoDescriptors)?;
+        // The driver applies it to each host's TCP connection; what comes after that is for the alarm.
+        let share = if hosts > 1 { time / (2 * hosts) } else { time };
+        let longest = config.get_connect_timeout().map_or(share, |&own| own.min(share));
+        config.connect_timeout(longest.min(YEAR));
+
+        let by = Deadline::after(time);
+        let (alarm, socket) = (Alarm::default(), Arc::new(AtomicI32::new(-1)));
+        let hook = Hook {
+            tls: self.tls.clone(),
+            at: at.clone(),
+            alarm: alarm.clone(),
+            by,
+            share,
+            from,
+            socket: Arc::clone(&socket),
+        };
+        let connected = catch_unwind(AssertUnwindSafe(|| config.connect(hook)));
+        alarm.clear();
+        match connected {
+            Ok(Ok(client)) if !alarm.has_rung() => {
+                alarm.keep(socket.load(Relaxed));
+                Ok(client)
+            }
+            Ok(Ok(_)) => Err(Error::TimedOut(None)),
+            Ok(Err(error)) if alarm.has_rung() || by.is_over() => Err(Error::TimedOut(Some(error))),
+            Ok(Err(error)) => Err(Error::Driver(error)),
+            // Its runtime could not be built.
+            Err(panic) => Err(Error::Panicked(words_of(&*panic))),
+        }
+    }
+}
+
+/// An epoll under two numbers, an eventfd, a socket, a copy of the signal socket; a pipe to find them; a file of `/proc`; a
+/// second descriptor of the socket.
+const NEEDED: usize = 9;
 
 /// More than that a timer need not last.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -230,7 +276,8 @@ fn may_wait_here() -> bool {
 /// thread does the waiting.
 fn say_goodbye(client: Client, deadline: Deadline) {
     let _alarm = alarm::set(deadline);
-    if Handle::try_current().is_err() {
+    // (No context and a context that is gone, as when a thread ends, are two things.)
+    if Handle::try_current().is_err_and(|error| error.is_missing_context()) {
         return drop(client);
     }
     // If there is no thread to be had the client is leaked; its socket is shut down all the same.

@@ -19,6 +19,7 @@ mod lent;
 mod limits;
 mod per_process;
 mod pool;
+mod postgres_corners;
 mod postgres_driver;
 mod private_postgres;
 mod redis_driver;

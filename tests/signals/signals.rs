@@ -139,3 +139,80 @@ fn the_programs_other_socket_pairs_are_left_alone() {
         assert!(listener.hears(patience()));
     });
 }
+
+/// The master that only builds its pool, as is recommended, and whose workers connect.
+#[test]
+fn a_child_takes_no_signal_from_a_parent_that_has_not_connected_yet() {
+    clean_process(|| {
+        let server = PrivatePostgres::start();
+        let mut listener = Listener::new();
+        let pool = pool_of(&server);
+        for n in 0..5 {
+            let (mut told, mut tell) = pipe().unwrap();
+            let child = testing::child(|| told.read_exact(&mut [0]).is_ok() && asks(&pool));
+            raise();
+            tell.write_all(b"x").unwrap();
+            assert!(child.join());
+            assert!(listener.hears(Duration::from_secs(5)), "signal {n} was taken by the child");
+        }
+    });
+}
+
+/// The search for the sender looks into everybody's socket pairs, and a look takes a socket's error away.
+#[test]
+fn the_programs_other_socket_pairs_keep_their_errors() {
+    use std::os::unix::net::UnixStream;
+    clean_process(|| {
+        let server = PrivatePostgres::start();
+        let (mut here, there) = UnixStream::pair().unwrap();
+        let _listener = Listener::new();
+        here.write_all(b"unread").unwrap();
+        drop(there); // `here` has an error to tell: its peer went away with words unread.
+        let pool = pool_of(&server);
+        assert!(asks(&pool));
+        let told = here.read(&mut [0]);
+        assert!(told.is_err(), "{told:?}: the end of the stream, as if all had been read");
+    });
+}
+
+/// No end of the pair, nor a client's copy of one, is shared by parent, child and grandchild.
+#[test]
+fn no_end_of_the_pair_is_shared() {
+    use std::collections::BTreeSet;
+    let names = || -> BTreeSet<String> {
+        let all = testing::descriptors(std::process::id()).into_values();
+        all.filter(|name| name.starts_with("socket:")).collect()
+    };
+    clean_process(|| {
+        let server = PrivatePostgres::start();
+        let others = names();
+        let _listener = Listener::new();
+        let pool = pool_of(&server);
+        let held = [pool.get().unwrap(), pool.get().unwrap()];
+        assert!(asks(&pool));
+        for fd in testing::descriptors(std::process::id()).into_keys() {
+            let mut unread: libc::c_int = 0;
+            // SAFETY: `unread` is ours; what is no socket is an error.
+            let told = unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut unread) };
+            assert!(told != 0 || unread == 0 || fd < 3, "{unread} bytes were left in {fd}");
+        }
+        let here: BTreeSet<String> = names().difference(&others).cloned().collect();
+        assert!(here.len() > 4, "{here:?}");
+        let child = testing::child(|| {
+            let shared: Vec<_> = names().intersection(&here).cloned().collect();
+            assert!(shared.is_empty(), "{shared:?} in the child");
+            let shared_with_grandchild = || {
+                let there: BTreeSet<String> = names().difference(&others).cloned().collect();
+                testing::child(|| -> Vec<String> { names().intersection(&there).cloned().collect() }).join()
+            };
+            let before = shared_with_grandchild();
+            assert!(asks(&pool)); // What is not known of the pair is found again here.
+            [before, shared_with_grandchild()]
+        });
+        for shared in child.join() {
+            // The dead socket is no secret between a child and a grandchild.
+            assert!(shared.len() <= 1, "{shared:?} in the grandchild");
+        }
+        drop(held);
+    });
+}
