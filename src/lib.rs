@@ -48,7 +48,7 @@
 //! | [`fork`] | without the pool: [`fork::PerProcess`] for anything that a child must make anew, [`fork::Guarded`] and [`fork::Registration`] for clients of your own, [`fork::on_child`] |
 //! | feature `redis` | `impl ManageConnection for redis::Client` |
 //! | feature `postgres` | `postgres::PostgresManager`, for `postgres::Client`s |
-//! | feature `testing` | `testing`: children with deadlines, every way of forking, a server that judges |
+//! | feature `testing` | `testing`: children with deadlines, every way of forking, servers that judge; `testing::guide` says how to prove that a program survives fork |
 //!
 //! `use forksafe::*` is not supported: modules have the names of the crates that they are for.
 //!

@@ -9,19 +9,28 @@ use std::fmt::Debug;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
+/// For `fork` returns in the parent before the child has dropped what it inherited.
+const BIRTH: Duration = Duration::from_secs(1);
+
 /// Asserts that no connection is held by two of these processes.
+///
+/// A child that is just being born has a second to drop what it inherited. Meet it at a step, and it needs none.
 ///
 /// Listening sockets may be shared, and so may standard input, output and error. The sockets of [`Witness`] and [`Tap`]
 /// are not looked at: they are in the process of the test, children inherit them, and nobody uses them there.
 ///
 /// ```
 /// use forksafe::testing::{self, Steps, Witness};
-/// use forksafe::{Pool};
+/// use forksafe::Pool;
 ///
-/// let (witness, steps) = (Witness::start(), Steps::new(&["the end"]));
+/// let (witness, steps) = (Witness::start(), Steps::new(&["the child is there", "the end"]));
 /// let pool = Pool::new(witness.manager())?;
 /// let _lent = pool.get()?;
-/// let child = testing::child(|| steps.wait_for("the end"));
+/// let child = testing::child(|| {
+///     steps.take("the child is there");
+///     steps.wait_for("the end");
+/// });
+/// steps.wait_for("the child is there");
 /// testing::assert_nothing_shared(&[std::process::id(), child.pid()]);
 /// steps.take("the end");
 /// child.join();
@@ -37,13 +46,20 @@ use std::time::{Duration, Instant};
 /// may not be looked into.
 #[track_caller]
 pub fn assert_nothing_shared(pids: &[u32]) {
-    let holdings = Holdings::of(pids).unwrap_or_else(|error| panic!("{error}"));
-    if let Some((process, error)) = holdings.unseen.first() {
-        panic!("cannot tell what process {process} holds: {error}");
+    let until = Instant::now() + BIRTH;
+    loop {
+        let holdings = Holdings::of(pids).unwrap_or_else(|error| panic!("{error}"));
+        if let Some((process, error)) = holdings.unseen.first() {
+            panic!("cannot tell what process {process} holds: {error}");
+        }
+        let shared = holdings.shared_connections().into_iter().filter(|held| !is_for_all(held));
+        let shared: Vec<_> = shared.map(|held| held.to_string().replace('\n', "\n  ")).collect();
+        if shared.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < until, "connections are shared between processes:\n  {}", shared.join("\n  "));
+        std::thread::sleep(Duration::from_millis(5));
     }
-    let shared = holdings.shared_connections().into_iter().filter(|held| !is_for_all(held));
-    let shared: Vec<_> = shared.map(|held| held.to_string().replace('\n', "\n  ")).collect();
-    assert!(shared.is_empty(), "connections are shared between processes:\n  {}", shared.join("\n  "));
 }
 
 fn is_for_all(held: &HeldSocket) -> bool {

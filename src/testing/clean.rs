@@ -2,8 +2,9 @@
 
 use std::any::type_name;
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::{Read, Seek, Write};
 use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ const DEADLINE: Duration = Duration::from_secs(180);
 /// from a `#[test]` function, with the whole body as a closure; it runs the program again for that test alone. What the
 /// test leaves behind is ended with it.
 ///
+/// A test that `#[should_panic]` may use it: what its body panics with is part of what this panics with.
+///
 /// With `FORKSAFE_CONTROL` set in the environment the [protection is off](super::unsafe_share) in the body; with
 /// `FORKSAFE_WITHOUT_PAGE` it runs [without the page](super::without_page).
 ///
@@ -38,7 +41,13 @@ pub fn clean_process<F: FnOnce()>(body: F) {
         if std::env::var_os(WITHOUT_PAGE).is_some() {
             super::without_page();
         }
-        return body();
+        if catch_unwind(AssertUnwindSafe(body)).is_err() {
+            // Not by the harness, to which a test that should panic has then passed: it is for the process outside to panic.
+            let _ = std::io::stdout().flush();
+            // SAFETY: ends the process, at once: what the test has registered to run at the exit might fail in its turn.
+            unsafe { libc::_exit(101) };
+        }
+        return;
     }
     let (status, output) = run_again(&name);
     match status {

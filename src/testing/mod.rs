@@ -1,8 +1,14 @@
 //! A kit that proves that a program survives fork. It is what this crate's own tests are made of.
 //!
-//! - [`child`] runs a closure in a forked child and brings its value back, within a deadline; [`Way`] does so for every
-//!   way of making a child that the machine allows.
+//! The [guide] says how, with complete tests.
+//!
+//! - [`child`] runs a closure in a forked child and brings its value back, within a deadline, or says what became of it;
+//!   [`Way`] does so for every way of making a child that the machine allows, [`Spawn`] starts programs. [`Steps`] force
+//!   the order in which processes do things.
 //! - [`Witness`] is a server that knows which process wrote each byte: it reports every connection that carried two.
+//!   [`Tap`] stands before a real server and writes down what travels.
+//! - [`assert_nothing_shared`], [`assert_kept`], [`assert_comes_to`] and [`Snapshot`] say what is wrong by process,
+//!   descriptor and connection; [`Holdings`] is what they look at.
 //! - [`clean_process`] gives a test a process of its own, because descriptors, limits and signals are a process's.
 //! - [`PrivateRedis`] is a Redis for one test, [`PrivatePostgres`] a PostgreSQL.
 //!
@@ -12,6 +18,7 @@ mod assert;
 mod child;
 mod clean;
 mod cluster;
+pub mod guide;
 mod hang;
 mod postgres;
 mod proc;

@@ -43,6 +43,21 @@ fn a_shared_connection_is_named_with_its_ends_and_its_holders() {
     });
 }
 
+/// The parent may come to the assertion before the child comes out of its fork.
+#[test]
+fn a_child_that_is_just_being_born_has_a_moment_to_drop_what_it_inherited() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let pool = Pool::builder().max_size(1).build(witness.manager()).unwrap();
+        let _lent = pool.get().unwrap();
+        for _ in 0..100 {
+            let child = testing::child(thread::park);
+            testing::assert_nothing_shared(&[std::process::id(), child.pid()]);
+            child.kill();
+        }
+    });
+}
+
 /// What the kit itself holds in the process of the test is not the business of the test.
 #[test]
 fn the_kits_own_ends_and_standard_streams_are_not_counted() {

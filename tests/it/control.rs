@@ -99,6 +99,10 @@ const PROTECTED: &[&str] = &[
     "callbacks::an_exit_handler_that_closes_the_pool_in_a_child_says_nothing",
     // 19
     "postgres_driver::nothing_that_a_client_is_made_of_is_shared",
+    // 1 and 3, on the wire
+    "tap::no_byte_of_a_child_travels_on_its_parents_redis_connections",
+    "tap::no_byte_of_a_child_travels_on_its_parents_postgres_connections",
+    "witness::a_pool_over_a_unix_socket_is_as_safe_as_one_over_tcp",
     // 26
     "churn::no_child_of_two_thousand_holds_a_live_socket_that_it_did_not_make",
     "churn::no_child_of_a_redis_parent_holds_a_live_socket_either",

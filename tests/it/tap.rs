@@ -3,7 +3,9 @@
 use crate::kit::{self, ways};
 use crate::servers::Server;
 use forksafe::Pool;
-use forksafe::testing::{self, Address, PrivateRedis, Steps, Tap, Witness, clean_process};
+use forksafe::postgres::PostgresManager;
+use forksafe::testing::{self, Address, PrivatePostgres, PrivateRedis, Steps, Tap, Witness, clean_process};
+use postgres::{Client, NoTls};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -42,7 +44,43 @@ fn no_byte_of_a_child_travels_on_its_parents_redis_connections() {
     });
 }
 
-/// That the test above can fail.
+/// The same for a session with a transaction, which its driver would roll back, and one that waits in the pool.
+#[test]
+fn no_byte_of_a_child_travels_on_its_parents_postgres_connections() {
+    clean_process(|| {
+        let postgres = PrivatePostgres::start_with(&[]);
+        let tap = Tap::before(SocketAddr::from(([127, 0, 0, 1], postgres.port().unwrap())));
+        let Address::Tcp(address) = tap.address() else { panic!("{tap:?}") };
+        let mut config = postgres::Config::new();
+        config.host("127.0.0.1").port(address.port()).user("postgres").dbname("postgres");
+        let pool = Pool::new(PostgresManager::new(config, NoTls)).unwrap();
+        let pid = |client: &mut Client| client.query_one("SELECT pg_backend_pid()", &[]).unwrap().get::<_, i32>(0);
+        let (mut lent, mut other) = (pool.get().unwrap(), pool.get().unwrap());
+        let (here, idle) = (pid(&mut lent), pid(&mut other));
+        drop(other);
+        let mut transaction = Some(lent.transaction().unwrap());
+        for way in ways() {
+            for what in ["use", "drop", "nothing"] {
+                tap.assert_untouched(|| {
+                    way.child(|| {
+                        // For those that are made without handlers.
+                        forksafe::fork::enter();
+                        match what {
+                            "use" => assert!(![here, idle].contains(&pid(&mut pool.get().unwrap())), "{way}"),
+                            "drop" => drop(transaction.take()),
+                            _ => {}
+                        }
+                    })
+                    .join();
+                });
+            }
+        }
+        transaction.unwrap().commit().unwrap();
+        assert_eq!((pid(&mut lent), pid(&mut pool.get().unwrap())), (here, idle));
+    });
+}
+
+/// That the tests above can fail.
 #[test]
 fn bytes_of_a_child_on_its_parents_connections_are_shown() {
     clean_process(|| {

@@ -3,13 +3,13 @@
 //! A TLS session is numbered record by record: one byte of another process's on its socket, a goodbye (`close_notify`)
 //! above all, and the server ends it. So the session that goes on, seen by its `CLIENT ID`, is the proof.
 
-use forksafe::testing::{self, Outcome, PrivateRedis, clean_process};
+use forksafe::testing::{self, Outcome, PrivateRedis, Tap, clean_process};
 use forksafe::{Pool, PooledConnection};
 use redis::{Client, Connection, InfoDict, TlsCertificates, cmd};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::thread;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -55,6 +55,10 @@ impl TlsRedis {
         Pool::new(Client::build_with_tls(self.url.as_str(), certificates).unwrap()).unwrap()
     }
 
+    fn address(&self) -> SocketAddr {
+        self.url.trim_start_matches("rediss://").trim_end_matches('/').parse().unwrap()
+    }
+
     fn pid(&self) -> libc::pid_t {
         let mut without_tls = Client::open(self.server.url()).unwrap().get_connection().unwrap();
         let info: InfoDict = cmd("INFO").arg("server").query(&mut without_tls).unwrap();
@@ -88,6 +92,33 @@ fn each_process_has_its_own_session() {
             assert_eq!(answer, "hello");
             assert_eq!(id(&mut pool.get().unwrap()), here);
         }
+    });
+}
+
+/// Not that the session survives, but that there was nothing to survive: no record, no `close_notify`.
+#[test]
+fn no_byte_of_a_child_travels_on_its_parents_connections() {
+    clean_process(|| {
+        let mut redis = TlsRedis::start();
+        let tap = Tap::before(redis.address());
+        redis.url = format!("rediss://{}/", tap.address());
+        let pool = redis.pool();
+        let mut guard = Some(pool.get().unwrap());
+        let here = id(guard.as_mut().unwrap());
+        for uses_it in [false, true] {
+            tap.assert_untouched(|| {
+                testing::child(|| {
+                    assert!(!uses_it || id(&mut pool.get().unwrap()) != here);
+                    drop(guard.take());
+                    pool.close();
+                })
+                .join();
+            });
+        }
+        assert_eq!(id(guard.as_mut().unwrap()), here);
+        let relayed = &tap.connections()[&1];
+        // A handshake is the first that travels.
+        assert!(relayed.sent.starts_with(&[22, 3]) && relayed.received.starts_with(&[22, 3]), "{relayed:?}");
     });
 }
 

@@ -3,6 +3,7 @@
 mod needs;
 mod postgres;
 mod redis;
+mod soak;
 mod steps;
 mod test;
 mod verify;
@@ -11,6 +12,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 use steps::Steps;
 use xshell::{Shell, cmd};
 
@@ -31,6 +33,18 @@ enum Chore {
     },
     /// Formatting, lints and documentation
     Ci,
+    /// Random children that do random things for a long time, all checked all the while
+    Soak {
+        /// `10m`, `2h 30m`
+        #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
+        duration: Duration,
+        /// Makes the choices of an earlier run
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Only this one of them, again and again
+        #[arg(long, requires = "seed")]
+        round: Option<u64>,
+    },
     /// Looks for what tests do not see
     Verify {
         /// With this one only
@@ -59,6 +73,7 @@ fn run(chore: Chore) -> Result<()> {
     match chore {
         Chore::Test { install } => test::run(&sh, &mut steps, install),
         Chore::Ci => ci(&sh, &mut steps),
+        Chore::Soak { duration, seed, round } => soak::run(&sh, &mut steps, duration, seed, round),
         Chore::Verify { with, tests } => verify::run(&sh, &mut steps, with, &tests),
     }
 }

@@ -1,0 +1,28 @@
+//! The tests that the guide (`forksafe::testing::guide`) shows, run; and that they can fail.
+
+mod another_client;
+mod another_pool;
+mod orders;
+mod postgres_user;
+mod redis_user;
+
+/// With the protection off: the guide says that they fail then.
+#[test]
+fn the_tests_of_the_guide_fail_without_the_protection() {
+    let tests = [
+        "redis_user::workers_count_on_connections_of_their_own",
+        "redis_user::a_child_is_silent_on_its_parents_connections",
+        "postgres_user::a_transaction_survives_what_workers_do",
+        "postgres_user::workers_have_sessions_of_their_own_however_they_are_made",
+    ];
+    for test in tests {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([test, "--exact", "--test-threads=1"])
+            .env("FORKSAFE_CONTROL", "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("running 1 test"), "there is no test {test}");
+        assert!(!output.status.success(), "{test} passed without the protection:\n{text}");
+    }
+}
