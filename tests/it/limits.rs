@@ -336,7 +336,7 @@ fn told(answer: &'static [u8]) -> (SocketAddr, Arc<(Door, Door)>, mpsc::Receiver
 
 fn copy_of_the_socket_to(address: SocketAddr) -> OwnedFd {
     let sockets = crate::churn::sockets_to(address);
-    assert_eq!(sockets.len(), 1);
+    assert_eq!(sockets.len(), 2, "the driver's, and the one to end it with");
     // SAFETY: it is open while the thread that connects waits for the server.
     unsafe { BorrowedFd::borrow_raw(sockets[0]) }.try_clone_to_owned().unwrap()
 }

@@ -338,14 +338,16 @@ fn notifications_go_on_reaching_the_parent() {
         let server = PrivatePostgres::start_with(&[]);
         let pool = server.pool();
         let mut held = pool.get().unwrap();
-        held.batch_execute("LISTEN news").unwrap();
+        let listening: &mut Client = &mut held;
+        listening.batch_execute("LISTEN news").unwrap();
         for n in 0..20 {
             let child = testing::child(|| {
+                assert!(listening.batch_execute("UNLISTEN *").is_err(), "the child speaks for its parent");
                 let client: &mut Client = &mut pool.get().unwrap();
                 client.execute("SELECT pg_notify('news', $1)", &[&n.to_string()]).map(drop).unwrap();
             });
             child.join();
-            let news = held.notifications().timeout_iter(testing::patience()).next().unwrap().unwrap();
+            let news = listening.notifications().timeout_iter(testing::patience()).next().unwrap().unwrap();
             assert_eq!(news.payload(), n.to_string());
         }
     });
