@@ -2,8 +2,8 @@
 
 use super::proc;
 use super::stream::{Address, Stream};
-use crate::ManageConnection;
 use crate::fork::Descriptors;
+use crate::{Attempt, ManageConnection};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -37,6 +37,14 @@ impl ManageConnection for WitnessManager {
 
     fn connect(&self) -> io::Result<WitnessClient> {
         WitnessClient::to(&self.0)
+    }
+
+    /// Published before the first word: the witness may take its time to answer.
+    fn connect_within(&self, at: &mut Attempt) -> io::Result<WitnessClient> {
+        let mut client = WitnessClient::open(&self.0)?;
+        at.own(self.descriptors(&client));
+        client.ask("hello")?;
+        Ok(client)
     }
 
     fn is_valid(&self, conn: &mut WitnessClient) -> io::Result<()> {
@@ -79,11 +87,15 @@ impl WitnessClient {
     }
 
     fn to(address: &Address) -> io::Result<Self> {
-        let stream = Stream::connect(address)?;
-        stream.set_read_timeout(Some(super::patience() / 2))?;
-        let mut client = Self { stream: BufReader::new(stream), broken: false };
+        let mut client = Self::open(address)?;
         client.ask("hello")?;
         Ok(client)
+    }
+
+    fn open(address: &Address) -> io::Result<Self> {
+        let stream = Stream::connect(address)?;
+        stream.set_read_timeout(Some(super::patience() / 2))?;
+        Ok(Self { stream: BufReader::new(stream), broken: false })
     }
 
     /// Says `text` and returns the answer.
