@@ -21,6 +21,7 @@ mod per_process;
 mod pool;
 mod postgres_driver;
 mod private_postgres;
+mod reconnect;
 mod redis_driver;
 mod registry;
 mod resets;
