@@ -9,6 +9,7 @@ mod callbacks;
 mod children;
 mod churn;
 mod control;
+mod denied;
 mod ends;
 mod exec;
 mod hooks;
