@@ -3,12 +3,13 @@
 use crate::kit::{self, exit_code, leave};
 use forksafe::fork::{self, Descriptors, PerProcess};
 use forksafe::testing::{self, Outcome, Witness, WitnessClient, WitnessManager, clean_process};
-use forksafe::{ManageConnection, Pool};
+use forksafe::{ManageConnection, Pool, PooledConnection};
 use std::cell::Cell;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering::SeqCst};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
+use std::time::Duration;
 
 thread_local! {
     static FORK_AT: Cell<&'static str> = const { Cell::new("") };
@@ -199,50 +200,122 @@ fn a_child_that_was_forked_in_a_callback_leaves_its_parents_queue_alone() {
     });
 }
 
-/// The child comes out of its parent's goodbye with a connection of its own in the slot that the parent gives up.
-#[test]
-fn a_child_that_was_forked_in_a_goodbye_keeps_the_slots_that_it_has() {
-    static POOL: OnceLock<Pool<UsesPool>> = OnceLock::new();
-    struct UsesPool(WitnessManager);
-    struct Uses(Option<WitnessClient>);
-    impl Drop for Uses {
-        fn drop(&mut self) {
-            if FORK_AT.get() == "goodbye" {
-                callback("goodbye");
-                if CHILD.load(SeqCst) == 0 {
-                    drop(POOL.get().unwrap().get().unwrap());
-                }
+static POOL: OnceLock<Pool<UsesPool>> = OnceLock::new();
+
+/// A goodbye that forks if that was asked for; the child uses the pool in the middle of it.
+struct UsesPool(WitnessManager);
+
+struct Uses(Option<WitnessClient>);
+
+impl Drop for Uses {
+    fn drop(&mut self) {
+        if FORK_AT.get() == "goodbye" {
+            callback("goodbye");
+            if CHILD.load(SeqCst) == 0 {
+                drop(POOL.get().unwrap().get());
             }
         }
     }
-    impl ManageConnection for UsesPool {
-        type Connection = Uses;
-        type Error = io::Error;
-        fn connect(&self) -> io::Result<Uses> {
-            self.0.connect().map(|client| Uses(Some(client)))
-        }
-        fn is_valid(&self, _: &mut Uses) -> io::Result<()> {
-            Ok(())
-        }
-        fn has_broken(&self, _: &mut Uses) -> bool {
-            false
-        }
-        fn descriptors(&self, conn: &Uses) -> Descriptors {
-            Descriptors::of(conn.0.as_ref().unwrap().stream())
-        }
+}
+
+impl ManageConnection for UsesPool {
+    type Connection = Uses;
+    type Error = io::Error;
+    fn connect(&self) -> io::Result<Uses> {
+        self.0.connect().map(|client| Uses(Some(client)))
     }
+    fn is_valid(&self, _: &mut Uses) -> io::Result<()> {
+        Ok(())
+    }
+    fn has_broken(&self, _: &mut Uses) -> bool {
+        false
+    }
+    fn descriptors(&self, conn: &Uses) -> Descriptors {
+        Descriptors::of(conn.0.as_ref().unwrap().stream())
+    }
+}
+
+/// The child comes out of its parent's goodbye with a connection of its own in the slot that the parent gives up.
+#[test]
+fn a_child_that_was_forked_in_a_goodbye_keeps_the_slots_that_it_has() {
     clean_process(|| {
         let witness = Witness::start();
         let pool = POOL.get_or_init(|| Pool::new(UsesPool(witness.manager())).unwrap());
         let here = std::process::id();
         let conn = pool.get().unwrap();
         FORK_AT.set("goodbye");
-        forksafe::PooledConnection::discard(conn);
+        PooledConnection::discard(conn);
         if std::process::id() != here {
             leave(|| assert_eq!((pool.state().connections, pool.state().idle_connections), (1, 1)));
         }
         assert_eq!(exit_code(CHILD.load(SeqCst)), 0);
         assert_eq!(pool.state().connections, 0);
+    });
+}
+
+/// The first of two has expired, and its goodbye forks: the second is not put into the child's own pool.
+#[test]
+fn a_child_that_was_forked_in_maintain_takes_nothing_of_its_parents() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let lifetime = Duration::from_secs(2);
+        let builder = Pool::builder().max_size(2).max_lifetime(Some(lifetime));
+        let pool = POOL.get_or_init(|| builder.build(UsesPool(witness.manager())).unwrap());
+        let here = std::process::id();
+        let old = pool.get().unwrap();
+        thread::sleep(lifetime * 3 / 4);
+        drop((old, pool.get().unwrap()));
+        thread::sleep(lifetime * 3 / 8);
+        FORK_AT.set("goodbye");
+        pool.maintain();
+        if std::process::id() != here {
+            leave(|| {
+                assert_eq!((pool.state().connections, pool.state().idle_connections), (1, 1), "what it made itself");
+                let both = [pool.get().unwrap(), pool.get().unwrap()];
+                assert!(!both.iter().any(PooledConnection::is_inherited));
+            });
+        }
+        assert_eq!(exit_code(CHILD.load(SeqCst)), 0);
+        assert_eq!((pool.state().connections, pool.state().idle_connections), (1, 1));
+        assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
+/// The pool is being closed, or is closed and the last connection comes back; the goodbye forks. The child finds the pool
+/// closed and empty, and says nothing for what else its parent has to close.
+#[test]
+fn a_child_that_was_forked_in_a_goodbye_of_a_closed_pool_closes_nothing() {
+    clean_process(|| {
+        for how in ["close", "return"] {
+            let witness = Witness::start();
+            let pool = Pool::builder().max_size(3).build(Forks(witness.manager())).unwrap();
+            let here = std::process::id();
+            let mut lent = Some(pool.get().unwrap());
+            drop([pool.get().unwrap(), pool.get().unwrap()]);
+            if how == "return" {
+                pool.close();
+            }
+            FORK_AT.set("close");
+            match how {
+                "close" => pool.close(),
+                _ => drop(lent.take()),
+            }
+            if std::process::id() != here {
+                leave(|| {
+                    assert!(pool.get().is_err_and(|error| error.is_closed()));
+                    assert_eq!(pool.state().connections, 0);
+                    pool.close_timeout(Duration::from_secs(1)).unwrap();
+                    drop(lent.take());
+                });
+            }
+            assert_eq!(exit_code(CHILD.load(SeqCst)), 0, "{how}");
+            drop(lent);
+            pool.close_timeout(testing::patience()).unwrap();
+            witness.wait_until("all have ended", |seen| seen.values().all(|seen| seen.ended));
+            let seen = witness.connections();
+            assert!(seen.len() == 3 && seen.values().all(|seen| seen.goodbye.is_some()), "{how}: {seen:?}");
+            assert_eq!(witness.violations(), Vec::<String>::new(), "{how}");
+        }
     });
 }
 

@@ -73,9 +73,9 @@ const PROTECTED: &[&str] = &[
     "idle::ten_generations_deep_each_has_its_own::redis",
     "idle::ten_generations_deep_each_has_its_own::postgres",
     // 9
-    "storm::two_hundred_children_of_a_busy_parent::witness",
-    "storm::two_hundred_children_of_a_busy_parent::redis",
-    "storm::two_hundred_children_of_a_busy_parent::postgres",
+    "storm::a_storm_of_children_harms_neither_them_nor_their_parent::witness",
+    "storm::a_storm_of_children_harms_neither_them_nor_their_parent::redis",
+    "storm::a_storm_of_children_harms_neither_them_nor_their_parent::postgres",
     // 10
     "ends::however_a_child_ends_the_parents_sessions_go_on::witness",
     "ends::however_a_child_ends_the_parents_sessions_go_on::redis",
@@ -138,8 +138,8 @@ const WITHOUT_PAGE: &[&str] = &[
     "inflight::a_fork_during_a_close_leaves_no_child_with_the_socket",
     "storm::racing_threads_of_a_child_are_all_served_by_one_new_state::witness",
     "storm::racing_threads_of_a_handlerless_child_take_stock_once",
-    "storm::two_hundred_children_of_a_busy_parent::redis",
-    "storm::two_hundred_children_of_a_busy_parent::postgres",
+    "storm::a_storm_of_children_harms_neither_them_nor_their_parent::redis",
+    "storm::a_storm_of_children_harms_neither_them_nor_their_parent::postgres",
     "ends::however_a_child_ends_the_parents_sessions_go_on::witness",
     "callbacks::a_child_that_was_forked_in_a_callback_starts_over",
     "hooks::hooks_run_once_per_child_in_order_before_the_first_use_is_served",

@@ -1,8 +1,8 @@
 //! Rows 1, 2, 8, 11, 12, 15: connections that lay idle when the fork came.
 
-use crate::kit::{self, Door, ways};
+use crate::kit::{self, Door, nestable_ways, ways};
 use crate::servers::{Server, scenarios};
-use forksafe::testing::{self, Way};
+use forksafe::testing::{self, Steps, Way};
 use forksafe::{Pool, fork};
 use std::collections::BTreeSet;
 
@@ -66,7 +66,7 @@ scenarios! {
 
     /// Row 2: by exit, by kill, and by a close while the parent lives on. Ways without handlers call `enter` first.
     fn an_idle_child_keeps_no_connection_of_its_parent_open<S: Server>() {
-        for way in ways().filter(|way| *way != Way::ReusedPid) {
+        for way in ways() {
             for end in ["exit", "kill", "close"] {
                 let server = S::start();
                 let (idles, stop) = (Door::new(), Door::new());
@@ -112,33 +112,36 @@ scenarios! {
         }
     }
 
-    /// Row 8: the grandchild is forked before its parent used the pool, and after.
+    /// Row 8: the grandchild is made before its parent used the pool, and after.
     fn grandchildren_are_protected_whenever_they_are_made<S: Server>() {
         let server = S::start();
         let pool = server.pool();
         let here = S::session(&pool);
-        let mut all = testing::child(|| {
-            let early = testing::child(|| S::session(&pool)).join();
-            let own = S::session(&pool);
-            let late = testing::child(|| S::session(&pool)).join();
-            assert_eq!(S::session(&pool), own);
-            vec![early, own, late]
-        })
-        .join();
-        assert_eq!(S::session(&pool), here);
-        all.push(here);
-        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 4, "{all:?}");
+        for way in nestable_ways() {
+            let mut all = way.child(|| {
+                let early = way.child(|| S::session(&pool)).join();
+                let own = S::session(&pool);
+                let late = way.child(|| S::session(&pool)).join();
+                assert_eq!(S::session(&pool), own);
+                vec![early, own, late]
+            })
+            .join();
+            assert_eq!(S::session(&pool), here, "{way}");
+            all.push(here);
+            assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 4, "{way}: {all:?}");
+        }
         server.judge();
     }
 
-    /// Row 8: each generation holds a guard while it forks the next; after the last, each still has its own.
+    /// Row 8: each generation, made another way, holds a guard while it makes the next; after the last, each still has its
+    /// own.
     fn ten_generations_deep_each_has_its_own<S: Server>() {
-        fn generation<S: Server>(pool: &Pool<S::Manager>, left: u32) -> Vec<u64> {
+        fn generation<S: Server>(pool: &Pool<S::Manager>, ways: &[Way], left: usize) -> Vec<u64> {
             let mut mine = pool.get().unwrap();
             let session = S::ask(&mut mine);
             let mut line = match left {
                 0 => Vec::new(),
-                _ => testing::child(|| generation::<S>(pool, left - 1)).join(),
+                _ => ways[left % ways.len()].child(|| generation::<S>(pool, ways, left - 1)).join(),
             };
             assert_eq!(S::ask(&mut mine), session, "the connection held across the fork");
             line.push(session);
@@ -146,20 +149,45 @@ scenarios! {
         }
         let server = S::start();
         let pool = server.pool();
-        let line = generation::<S>(&pool, 10);
-        assert_eq!(line.iter().collect::<BTreeSet<_>>().len(), 11, "{line:?}");
+        let all: Vec<Way> = ways().collect();
+        for ways in [&[Way::Fork][..], &all] {
+            let line = generation::<S>(&pool, ways, 10);
+            assert_eq!(line.iter().collect::<BTreeSet<_>>().len(), 11, "{line:?}");
+        }
         server.judge();
     }
 
-    /// Row 11: the daemon's parent is gone before the daemon first uses the pool.
+    /// Row 11: the parent is gone before its child first uses the pool. (A daemon's is gone at once.) Until then its session
+    /// must not live on in the child; ways without handlers call `enter` for that.
     fn an_orphan_goes_on<S: Server>() {
         let server = S::start();
         let pool = server.pool();
         let here = S::session(&pool);
-        let daemon = Way::Daemonise.child(|| [S::session(&pool), S::session(&pool)]).join();
-        assert_eq!(daemon[0], daemon[1]);
-        assert_ne!(daemon[0], here);
-        assert_eq!(S::session(&pool), here);
+        for way in ways() {
+            let steps = Steps::new(&["the orphan is there", "its parent is gone", "it was served"]);
+            let parents = testing::child(|| {
+                let session = S::session(&pool);
+                let orphan = way.child(|| {
+                    if !way.runs_handlers() {
+                        fork::enter();
+                    }
+                    steps.take("the orphan is there");
+                    steps.wait_for("its parent is gone");
+                    let own = [S::session(&pool), S::session(&pool)];
+                    assert_eq!(own[0], own[1], "{way}");
+                    assert!(own[0] != session && own[0] != here, "{way}");
+                    steps.take("it was served");
+                });
+                steps.wait_for("the orphan is there");
+                std::mem::forget(orphan);
+                session
+            })
+            .join();
+            server.wait_for_end(parents);
+            steps.take("its parent is gone");
+            steps.wait_for("it was served");
+            assert_eq!(S::session(&pool), here, "{way}");
+        }
         server.judge();
     }
 
@@ -168,22 +196,26 @@ scenarios! {
         let server = S::start();
         let pools: Vec<_> = (0..20).map(|_| server.pool()).collect();
         let here: Vec<u64> = pools.iter().map(S::session).collect();
-        let there = testing::child(|| pools.iter().map(S::session).collect::<Vec<u64>>()).join();
-        assert!(there.iter().all(|id| !here.contains(id)));
-        assert_eq!(pools.iter().map(S::session).collect::<Vec<u64>>(), here);
+        for way in ways() {
+            let there = way.child(|| pools.iter().map(S::session).collect::<Vec<u64>>()).join();
+            assert!(there.iter().all(|id| !here.contains(id)), "{way}");
+            assert_eq!(pools.iter().map(S::session).collect::<Vec<u64>>(), here, "{way}");
+        }
         server.judge();
     }
 
     /// Row 12.
     fn a_pool_made_only_in_the_child_works<S: Server>() {
         let server = S::start();
-        let (session, again) = testing::child(|| {
-            let pool = server.pool();
-            let session = S::session(&pool);
-            (session, testing::child(|| S::session(&pool)).join())
-        })
-        .join();
-        assert_ne!(session, again);
+        for way in nestable_ways() {
+            let (session, again) = way.child(|| {
+                let pool = server.pool();
+                let session = S::session(&pool);
+                (session, way.child(|| S::session(&pool)).join())
+            })
+            .join();
+            assert_ne!(session, again, "{way}");
+        }
         server.judge();
     }
 
@@ -194,9 +226,11 @@ scenarios! {
         let session = S::session(&pool);
         drop(pool);
         server.wait_for_end(session);
-        let sockets = testing::child(sockets_here);
-        // Those of the witness's own side are this process's, and none of the pool's is among them.
-        assert_eq!(sockets.join().difference(&sockets_here()).count(), 0);
+        for way in ways() {
+            let sockets = way.child(sockets_here);
+            // Those of the witness's own side are this process's, and none of the pool's is among them.
+            assert_eq!(sockets.join().difference(&sockets_here()).count(), 0, "{way}");
+        }
         server.judge();
     }
 }

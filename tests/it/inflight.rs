@@ -1,8 +1,8 @@
 //! Row 6: the fork comes while another thread is in the middle of something.
 
-use crate::kit::{Door, WhenDropped, ask};
+use crate::kit::{Door, WhenDropped, ask, ways};
 use forksafe::fork::Descriptors;
-use forksafe::testing::{self, Witness, WitnessClient, WitnessManager, clean_process};
+use forksafe::testing::{self, Way, Witness, WitnessClient, WitnessManager, clean_process};
 use forksafe::{ManageConnection, Pool};
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -92,40 +92,48 @@ fn session(pool: &Pool<Manager>) -> u64 {
     pool.get().unwrap().inner.ask("who am I to you").unwrap().connection
 }
 
-/// Another thread runs `deed` and is stopped in the middle of it; then this one forks, and the child uses the pool.
+/// Another thread runs `deed` and is stopped in the middle of it; then this one makes a child, which uses the pool.
 /// Returns the child's session.
-fn fork_during(pool: &Pool<Manager>, manager: &StopsOnce, deed: impl FnOnce() + Send) -> u64 {
+fn fork_during(pool: &Pool<Manager>, manager: &StopsOnce, way: Way, deed: impl FnOnce() + Send) -> u64 {
     thread::scope(|scope| {
         let busy = scope.spawn(deed);
         manager.stopped.pass();
-        let child = testing::child(|| session(pool)).outcome();
+        let child = way.child(|| session(pool)).outcome();
         // First of all, or the other thread would be waited for in vain when the child has failed.
         manager.go_on.open();
         busy.join().unwrap();
         match child {
             testing::Outcome::Returned(session) => session,
-            other => panic!("the child: {other:?}"),
+            other => panic!("{way}: {other:?}"),
         }
     })
 }
 
+/// In its parent, which counts the forks that run handlers. A grandchild with a reused pid has a parent made by one.
+fn is_noticed(way: Way) -> bool {
+    way.runs_handlers() || way == Way::ReusedPid
+}
+
 /// The connect is noticed to have overlapped the fork, and done again: the child may hold a copy of the first socket
-/// that its memory does not name.
+/// that its memory does not name. A child without handlers is not noticed; it, too, opens its own.
 #[test]
 fn a_connect_that_overlaps_a_fork_is_done_again() {
     clean_process(|| {
-        let witness = Witness::start();
-        let manager = stops_at(&witness, Stage::Connect);
-        let pool = Pool::new(Manager(Arc::clone(&manager))).unwrap();
-        let child = fork_during(&pool, &manager, || drop(pool.get().unwrap()));
-        assert_eq!(manager.connects.load(SeqCst), 2, "once overlapped, once not; the child's own do not count here");
-        let here = session(&pool);
-        assert_ne!(child, here);
-        assert_eq!(pool.state().connections, 1);
-        witness.wait_until("all but ours have ended", |seen| {
-            seen.iter().filter(|(_, seen)| !seen.ended).map(|(id, _)| *id).eq([here])
-        });
-        assert_eq!(witness.violations(), Vec::<String>::new());
+        for way in ways() {
+            let witness = Witness::start();
+            let manager = stops_at(&witness, Stage::Connect);
+            let pool = Pool::new(Manager(Arc::clone(&manager))).unwrap();
+            let child = fork_during(&pool, &manager, way, || drop(pool.get().unwrap()));
+            let connects = if is_noticed(way) { 2 } else { 1 };
+            assert_eq!(manager.connects.load(SeqCst), connects, "{way}; the child's own do not count here");
+            let here = session(&pool);
+            assert_ne!(child, here, "{way}");
+            assert_eq!(pool.state().connections, 1, "{way}");
+            witness.wait_until("all but ours have ended", |seen| {
+                seen.iter().filter(|(_, seen)| !seen.ended).map(|(id, _)| *id).eq([here])
+            });
+            assert_eq!(witness.violations(), Vec::<String>::new(), "{way}");
+        }
     });
 }
 
@@ -156,28 +164,32 @@ fn an_overlapped_socket_is_dead_although_a_child_still_holds_it() {
 #[test]
 fn a_fork_during_validation_harms_nobody() {
     clean_process(|| {
-        let witness = Witness::start();
-        let manager = stops_at(&witness, Stage::Validate);
-        let pool = single(&manager);
-        let here = session(&pool);
-        let child = fork_during(&pool, &manager, || assert_eq!(session(&pool), here));
-        assert_ne!(child, here);
-        assert_eq!(session(&pool), here);
-        assert_eq!(witness.violations(), Vec::<String>::new());
+        for way in ways() {
+            let witness = Witness::start();
+            let manager = stops_at(&witness, Stage::Validate);
+            let pool = single(&manager);
+            let here = session(&pool);
+            let child = fork_during(&pool, &manager, way, || assert_eq!(session(&pool), here));
+            assert_ne!(child, here, "{way}");
+            assert_eq!(session(&pool), here, "{way}");
+            assert_eq!(witness.violations(), Vec::<String>::new(), "{way}");
+        }
     });
 }
 
 #[test]
 fn a_fork_during_a_return_harms_nobody() {
     clean_process(|| {
-        let witness = Witness::start();
-        let manager = stops_at(&witness, Stage::Return);
-        let pool = single(&manager);
-        let guard = pool.get().unwrap();
-        let child = fork_during(&pool, &manager, || drop(guard));
-        assert_ne!(child, session(&pool));
-        assert_eq!(manager.connects.load(SeqCst), 1);
-        assert_eq!(witness.violations(), Vec::<String>::new());
+        for way in ways() {
+            let witness = Witness::start();
+            let manager = stops_at(&witness, Stage::Return);
+            let pool = single(&manager);
+            let guard = pool.get().unwrap();
+            let child = fork_during(&pool, &manager, way, || drop(guard));
+            assert_ne!(child, session(&pool), "{way}");
+            assert_eq!(manager.connects.load(SeqCst), 1, "{way}");
+            assert_eq!(witness.violations(), Vec::<String>::new(), "{way}");
+        }
     });
 }
 
@@ -185,7 +197,8 @@ fn a_fork_during_a_return_harms_nobody() {
 #[test]
 fn a_fork_during_a_close_leaves_no_child_with_the_socket() {
     clean_process(|| {
-        for how in ["disconnect", "close", "discard", "drop of the pool"] {
+        let hows = ["disconnect", "close", "discard", "drop of the pool"];
+        for (way, how) in ways().flat_map(|way| hows.map(|how| (way, how))) {
             let witness = Witness::start();
             let manager = stops_at(&witness, Stage::Close);
             let pool = Pool::new(Manager(Arc::clone(&manager))).unwrap();
@@ -199,15 +212,15 @@ fn a_fork_during_a_close_leaves_no_child_with_the_socket() {
                     _ => drop(pool),
                 });
                 manager.stopped.pass();
-                let child = testing::child(|| leave.pass());
+                let child = way.child(|| leave.pass());
                 manager.go_on.open();
                 busy.join().unwrap();
                 witness.wait_until("the closed connection has ended", |seen| seen[&here].ended);
                 leave.open();
                 child.join();
             });
-            assert!(witness.connections()[&here].goodbye.is_some(), "{how}: a polite end");
-            assert_eq!(witness.violations(), Vec::<String>::new());
+            assert!(witness.connections()[&here].goodbye.is_some(), "{way}, {how}: a polite end");
+            assert_eq!(witness.violations(), Vec::<String>::new(), "{way}, {how}");
         }
     });
 }
@@ -216,22 +229,26 @@ fn a_fork_during_a_close_leaves_no_child_with_the_socket() {
 #[test]
 fn a_fork_during_a_build_harms_nobody() {
     clean_process(|| {
-        let witness = Witness::start();
-        let manager = stops_at(&witness, Stage::Connect);
-        let other = Pool::new(witness.manager()).unwrap();
-        let before = ask(&other);
-        thread::scope(|scope| {
-            let built = scope
-                .spawn(|| Pool::builder().max_size(3).min_idle(Some(2)).build(Manager(Arc::clone(&manager))).unwrap());
-            manager.stopped.pass();
-            let child = testing::child(|| ask(&other)).outcome();
-            manager.go_on.open();
-            let built = built.join().unwrap();
-            assert!(matches!(child, testing::Outcome::Returned(child) if child != before), "{child:?}");
-            assert_eq!(built.state().idle_connections, 2);
-            assert_eq!(manager.connects.load(SeqCst), 3, "the overlapped one was done again");
-        });
-        assert_eq!(witness.violations(), Vec::<String>::new());
+        for way in ways() {
+            let witness = Witness::start();
+            let manager = stops_at(&witness, Stage::Connect);
+            let other = Pool::new(witness.manager()).unwrap();
+            let before = ask(&other);
+            thread::scope(|scope| {
+                let built = scope.spawn(|| {
+                    Pool::builder().max_size(3).min_idle(Some(2)).build(Manager(Arc::clone(&manager))).unwrap()
+                });
+                manager.stopped.pass();
+                let child = way.child(|| ask(&other)).outcome();
+                manager.go_on.open();
+                let built = built.join().unwrap();
+                assert!(matches!(child, testing::Outcome::Returned(child) if child != before), "{way}: {child:?}");
+                assert_eq!(built.state().idle_connections, 2, "{way}");
+                let connects = if is_noticed(way) { 3 } else { 2 };
+                assert_eq!(manager.connects.load(SeqCst), connects, "{way}: an overlapped one is done again");
+            });
+            assert_eq!(witness.violations(), Vec::<String>::new(), "{way}");
+        }
     });
 }
 

@@ -4,6 +4,7 @@ use forksafe::Pool;
 use forksafe::testing::{Way, WitnessManager};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A door between processes: whoever comes to it waits until somebody opens it for one.
@@ -50,7 +51,7 @@ impl<F: FnMut()> Drop for WhenDropped<F> {
 }
 
 /// The ways that this machine permits; says which it does not.
-pub(crate) fn ways() -> impl Iterator<Item = Way> {
+pub(crate) fn ways() -> impl Iterator<Item = Way> + Clone {
     Way::ALL.iter().copied().filter(|way| match way.available() {
         Ok(()) => true,
         Err(why) => {
@@ -58,6 +59,73 @@ pub(crate) fn ways() -> impl Iterator<Item = Way> {
             false
         }
     })
+}
+
+/// Of those, the ways by which a child can make the next. Without the page a child of pid 1 is not told from its parent of
+/// pid 1, if no handler runs.
+pub(crate) fn nestable_ways() -> impl Iterator<Item = Way> {
+    let has_page = std::env::var_os("FORKSAFE_WITHOUT_PAGE").is_none();
+    ways().filter(move |way| has_page || *way != Way::NewPidNamespace)
+}
+
+/// From here on this process and its children are denied a system call, as by a container: it does nothing and says
+/// `errno`, or with 0 that all is well. `only`: if the argument of this place, from 0, is this number.
+pub(crate) fn deny(call: libc::c_long, only: Option<(u32, u32)>, errno: i32) {
+    let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let (jump, end) = (libc::BPF_JMP | libc::BPF_K, libc::BPF_RET | libc::BPF_K);
+    // Every number is at least 0.
+    let (test, place, value) = only.map_or((libc::BPF_JGE, 0, 0), |(place, value)| (libc::BPF_JEQ, place, value));
+    let low_half = if cfg!(target_endian = "big") { 4 } else { 0 };
+    let mut program = [
+        step(load, 0, 0, 0),
+        step(jump | libc::BPF_JEQ, 0, 3, call as u32),
+        step(load, 0, 0, 16 + 8 * place + low_half),
+        step(jump | test, 0, 1, value),
+        step(end, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
+        step(end, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the program is read during the call.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
+    }
+}
+
+/// In this process and its children: `/proc` is an empty folder.
+pub(crate) fn hide_proc() {
+    let (none, proc_) = (c"none".as_ptr(), c"/proc".as_ptr());
+    let private = libc::MS_REC | libc::MS_PRIVATE;
+    // SAFETY: takes numbers and C strings.
+    unsafe {
+        assert_eq!(libc::unshare(libc::CLONE_NEWNS), 0, "this test needs root: {}", io::Error::last_os_error());
+        assert_eq!(libc::mount(none, c"/".as_ptr(), std::ptr::null(), private, std::ptr::null()), 0);
+        assert_eq!(libc::mount(none, proc_, c"tmpfs".as_ptr(), 0, std::ptr::null()), 0);
+    }
+}
+
+/// While it lives, another thread takes the lowest free descriptor number and gives it back, without a pause.
+pub(crate) struct TakesNumbers(Arc<AtomicBool>);
+
+impl TakesNumbers {
+    pub(crate) fn begin() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            while !stopped.load(Ordering::SeqCst) {
+                // SAFETY: takes numbers; the new descriptor is this thread's own.
+                unsafe { libc::close(libc::fcntl(2, libc::F_DUPFD_CLOEXEC, 0)) };
+            }
+        });
+        Self(stop)
+    }
+}
+
+impl Drop for TakesNumbers {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 pub(crate) fn is_alive(pid: u32) -> bool {

@@ -1,7 +1,7 @@
 //! Rows 3, 4, 5, 16: connections that were lent when the fork came.
 
 use crate::churn::sockets_to;
-use crate::kit::{Door, WhenDropped};
+use crate::kit::{Door, WhenDropped, ways};
 use crate::servers::{Server, scenarios};
 use forksafe::testing::{self, Outcome, Witness, clean_process};
 use forksafe::{ManageConnection, Pool, PooledConnection, fork};
@@ -22,8 +22,9 @@ scenarios! {
         let pool = server.pool();
         let mut held = Some(pool.get().unwrap());
         let session = S::ask(held.as_mut().unwrap());
-        for deed in ["use", "look", "drop", "forget", "discard", "detach", "unwind", "keep"] {
-            let child = testing::child(|| {
+        let deeds = ["use", "look", "drop", "forget", "discard", "detach", "unwind", "keep"];
+        for (way, deed) in ways().flat_map(|way| deeds.map(|deed| (way, deed))) {
+            let child = way.child(|| {
                 let mut guard = held.take().unwrap();
                 assert!(PooledConnection::is_inherited(&guard));
                 assert_ne!(PooledConnection::origin(&guard).pid, std::process::id());
@@ -51,11 +52,11 @@ scenarios! {
                     assert!(message.contains("inherited") && message.contains("Pool::get()"), "{message}");
                 }
                 ("unwind", Outcome::Panicked { message, .. }) => assert_eq!(message, "through the guard"),
-                ("use" | "look" | "unwind", other) => panic!("{deed}: {other:?}"),
+                ("use" | "look" | "unwind", other) => panic!("{way}, {deed}: {other:?}"),
                 (_, Outcome::Returned(())) => {}
-                (_, other) => panic!("{deed}: {other:?}"),
+                (_, other) => panic!("{way}, {deed}: {other:?}"),
             }
-            assert_eq!(S::ask(held.as_mut().unwrap()), session, "after {deed}");
+            assert_eq!(S::ask(held.as_mut().unwrap()), session, "{way}: after {deed}");
         }
         server.judge();
     }
@@ -67,18 +68,20 @@ scenarios! {
         let pool = server.pool();
         let mut held = Some(pool.get().unwrap());
         let session = S::ask(held.as_mut().unwrap());
-        let mut survived = testing::child(|| {
-            let answered = Cell::new(None);
-            let unwound = catch_unwind(AssertUnwindSafe(|| {
-                let _uses = UsesItWhenDropped::<S>(held.take().unwrap(), &answered);
-                panic!("on purpose");
-            }));
-            assert!(unwound.is_err());
-            answered.get()
-        })
-        .join();
-        assert_eq!(survived.take(), Some(false), "used while unwinding, and not answered");
-        assert_eq!(S::ask(held.as_mut().unwrap()), session);
+        for way in ways() {
+            let mut survived = way.child(|| {
+                let answered = Cell::new(None);
+                let unwound = catch_unwind(AssertUnwindSafe(|| {
+                    let _uses = UsesItWhenDropped::<S>(held.take().unwrap(), &answered);
+                    panic!("on purpose");
+                }));
+                assert!(unwound.is_err());
+                answered.get()
+            })
+            .join();
+            assert_eq!(survived.take(), Some(false), "{way}: used while unwinding, and not answered");
+            assert_eq!(S::ask(held.as_mut().unwrap()), session, "{way}");
+        }
         server.judge();
     }
 
@@ -103,13 +106,15 @@ scenarios! {
             });
             holding.pass();
             holding.pass();
-            let sessions = testing::child(|| {
-                assert_eq!(pool.state().connections, 0);
-                let mut both = [pool.get().unwrap(), pool.get().unwrap()];
-                both.each_mut().map(|conn| S::ask(conn))
-            })
-            .join();
-            assert_ne!(sessions[0], sessions[1]);
+            for way in ways() {
+                let sessions = way.child(|| {
+                    assert_eq!(pool.state().connections, 0);
+                    let mut both = [pool.get().unwrap(), pool.get().unwrap()];
+                    both.each_mut().map(|conn| S::ask(conn))
+                })
+                .join();
+                assert_ne!(sessions[0], sessions[1], "{way}");
+            }
         });
         server.judge();
     }
@@ -125,11 +130,13 @@ scenarios! {
             while pool.state().waiting < 3 {
                 thread::yield_now();
             }
-            let child = testing::child(|| {
-                assert_eq!(pool.state().waiting, 0);
-                S::session(&pool)
-            });
-            assert_ne!(child.join(), session);
+            for way in ways() {
+                let child = way.child(|| {
+                    assert_eq!(pool.state().waiting, 0);
+                    S::session(&pool)
+                });
+                assert_ne!(child.join(), session, "{way}");
+            }
             drop(held);
             for waiter in waiters {
                 assert_eq!(waiter.join().unwrap(), session, "there is but one");

@@ -2,15 +2,16 @@
 
 use crate::kit::{Door, ask};
 use crate::servers::Server;
-use forksafe::testing::{self, PrivateRedis, Witness, clean_process};
-use forksafe::{Error, Pool, PooledConnection};
+use forksafe::fork::Descriptors;
+use forksafe::testing::{self, PrivateRedis, Witness, WitnessClient, WitnessManager, clean_process};
+use forksafe::{Error, ManageConnection, Pool, PooledConnection};
 use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -136,7 +137,7 @@ fn a_server_that_is_away_at_first_is_an_error_in_time_and_then_works() {
 }
 
 /// Accepts, and then each connection is `serve`d on a thread of its own.
-fn server(serve: impl Fn(std::net::TcpStream) + Send + Sync + 'static) -> String {
+pub(crate) fn server(serve: impl Fn(std::net::TcpStream) + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let serve = std::sync::Arc::new(serve);
@@ -356,5 +357,118 @@ fn a_connect_that_fails_leaves_no_live_copy_of_its_socket() {
             ended.recv_timeout(testing::patience()).expect("the server sees the end");
             drop(copy);
         });
+    });
+}
+
+/// A manager with two hosts, of which the first lets nobody in.
+struct TwoHosts {
+    first: SocketAddr,
+    second: WitnessManager,
+    /// Of the first one's socket: what a child has that another thread forks in the middle.
+    copy: Mutex<Option<TcpStream>>,
+}
+
+impl ManageConnection for TwoHosts {
+    type Connection = WitnessClient;
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<WitnessClient> {
+        self.second.connect()
+    }
+    fn connect_within(&self, at: &mut forksafe::Attempt) -> io::Result<WitnessClient> {
+        let refused = TcpStream::connect(self.first)?;
+        at.own(Descriptors::of(&refused));
+        *self.copy.lock().unwrap() = Some(refused.try_clone()?);
+        at.forget_all();
+        drop(refused);
+        let client = self.connect()?;
+        at.own(self.descriptors(&client));
+        Ok(client)
+    }
+    fn is_valid(&self, conn: &mut WitnessClient) -> io::Result<()> {
+        self.second.is_valid(conn)
+    }
+    fn has_broken(&self, conn: &mut WitnessClient) -> bool {
+        self.second.has_broken(conn)
+    }
+    fn descriptors(&self, conn: &WitnessClient) -> Descriptors {
+        self.second.descriptors(conn)
+    }
+}
+
+/// What was published of the first is ended for whoever has a copy, and is the connection's no more.
+#[test]
+fn a_host_that_was_given_up_leaves_nothing_of_itself() {
+    clean_process(|| {
+        let (ends, ended) = mpsc::channel();
+        let first = server(move |mut stream| {
+            let _ = ends.send(stream.read(&mut [0; 1024]).map(|n| n == 0));
+        });
+        let witness = Witness::start();
+        let (first, second) = (first.parse().unwrap(), witness.manager());
+        let pool = Pool::new(TwoHosts { first, second, copy: Mutex::default() }).unwrap();
+        let mut held = Some(pool.get().unwrap());
+        let here = held.as_mut().unwrap().ask("here").unwrap().connection;
+        let end = ended.recv_timeout(testing::patience()).expect("the first host sees the end");
+        assert!(end.unwrap(), "a clean one");
+        // The copy has a number of its own, and is nobody's connection: a child does not touch it.
+        let copy = pool.manager().copy.lock().unwrap().take().unwrap();
+        let there = testing::child(|| {
+            drop(held.take());
+            let is_there = testing::socket_of(&copy);
+            (is_there, pool.get().unwrap().ask("there").unwrap().connection)
+        });
+        let there = there.join();
+        assert_eq!(there.0, testing::socket_of(&copy));
+        assert_ne!(there.1, here);
+        assert_eq!(held.as_mut().unwrap().ask("still").unwrap().connection, here);
+        witness.judge();
+    });
+}
+
+/// Row 25: one who waits is held up until his deadline is over, and only then sees that the connection had come to him. A
+/// test in no time at all would destroy it.
+#[test]
+fn a_connection_that_comes_with_the_last_moment_is_given_back_untested() {
+    static DOORS: OnceLock<(Door, Door)> = OnceLock::new();
+    extern "C" fn is_held_up(_: libc::c_int) {
+        let (held_up, go_on) = DOORS.get().unwrap();
+        held_up.open();
+        go_on.pass();
+    }
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let pool = redis.pool_of(1);
+        let (held_up, go_on) = DOORS.get_or_init(|| (Door::new(), Door::new()));
+        // SAFETY: the handler makes only system calls.
+        unsafe { libc::signal(libc::SIGUSR1, is_held_up as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+        let mut held = pool.get().unwrap();
+        let session = PrivateRedis::ask(&mut held);
+        thread::scope(|scope| {
+            let (tells, told) = mpsc::channel();
+            let pool = &pool;
+            let waits = scope.spawn(move || {
+                // SAFETY: takes nothing.
+                tells.send(unsafe { libc::pthread_self() }).unwrap();
+                pool.get_timeout(Duration::from_secs(1)).map(drop)
+            });
+            let waiter = told.recv().unwrap();
+            while pool.state().waiting == 0 {
+                thread::yield_now();
+            }
+            // In line, and a moment later asleep.
+            thread::sleep(Duration::from_millis(100));
+            // SAFETY: the thread is there: it waits for its connection.
+            assert_eq!(unsafe { libc::pthread_kill(waiter, libc::SIGUSR1) }, 0);
+            held_up.pass();
+            thread::sleep(Duration::from_millis(1000));
+            drop(held);
+            assert_eq!(pool.state().waiting, 0, "it is the waiter's");
+            go_on.open();
+            let late = waits.join().unwrap();
+            assert!(late.is_err_and(|error| error.is_timeout()));
+        });
+        assert_eq!((pool.state().connections, pool.state().idle_connections), (1, 1));
+        assert_eq!(PrivateRedis::session(&pool), session);
     });
 }

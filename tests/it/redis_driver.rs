@@ -6,10 +6,13 @@ use forksafe::testing::{self, PrivateRedis, clean_process};
 use forksafe::{Deadline, ManageConnection, Pool, PooledConnection};
 use redis::Commands;
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn every_kind_of_url_works_and_is_protected() {
@@ -119,6 +122,93 @@ fn a_connection_out_of_step_fails_its_test() {
         conn.send_packed_command(&redis::cmd("PING").get_packed_command()).unwrap();
         drop(conn);
         assert_ne!(PrivateRedis::session(&pool), session, "closed and replaced");
+    });
+}
+
+/// Somebody asked and did not wait; the reply comes while the next one's connection is tested.
+#[test]
+fn a_late_reply_to_an_earlier_holder_is_nobody_elses_answer() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let pool = redis.pool_of(1);
+        let mut pop = redis::cmd("BLPOP");
+        pop.arg("nothing").arg(0.5);
+        // The driver knows that a reply is missing, and skips it.
+        let mut conn = pool.get().unwrap();
+        conn.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        assert!(pop.query::<Option<String>>(&mut *conn).unwrap_err().is_timeout());
+        conn.set_read_timeout(None).unwrap();
+        drop(conn);
+        let session = PrivateRedis::session(&pool);
+        // It does not know: the test does.
+        let mut conn = pool.get().unwrap();
+        conn.send_packed_command(&pop.get_packed_command()).unwrap();
+        drop(conn);
+        assert_ne!(PrivateRedis::session(&pool), session, "closed and replaced");
+        assert_eq!(pool.state().connections, 1);
+    });
+}
+
+/// The late reply comes, and the one to the test's own question does not: what has come is no reason to wait for more.
+#[test]
+fn a_late_reply_and_then_none_fails_the_test_at_once() {
+    clean_process(|| {
+        let address = crate::limits::server(|mut stream| {
+            let mut asked = [0; 1024];
+            while let Ok(n @ 1..) = stream.read(&mut asked) {
+                let asked = String::from_utf8_lossy(&asked[..n]).into_owned();
+                let reply: &[u8] = match asked {
+                    _ if asked.contains("PING") => b"",
+                    _ if asked.contains("ECHO") => b"+PONG\r\n",
+                    _ => b"+OK\r\n",
+                };
+                let _ = stream.write_all(reply);
+            }
+        });
+        let pool = Pool::new(redis::Client::open(format!("redis://{address}/")).unwrap()).unwrap();
+        let mut conn = pool.get().unwrap();
+        conn.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        assert!(redis::cmd("PING").query::<String>(&mut *conn).unwrap_err().is_timeout());
+        drop(conn);
+        assert_eq!(pool.state().idle_connections, 1);
+        let begin = Instant::now();
+        drop(pool.get_timeout(testing::patience()).expect("another one"));
+        assert!(begin.elapsed() < testing::patience() / 4, "{:?}", begin.elapsed());
+    });
+}
+
+/// The number where the socket was expected is another thread's, and two descriptors have its mark: it is not guessed.
+#[test]
+fn a_socket_of_which_there_are_two_is_refused() {
+    static COPIES: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+    clean_process(|| {
+        let address = crate::limits::server(|mut stream| {
+            // The driver selects a database, and waits here while somebody makes a copy.
+            let Ok(1..) = stream.read(&mut [0; 1024]) else { return };
+            let mut copies = COPIES.lock().unwrap();
+            copies.clear();
+            // SAFETY: the driver has it open as long as it waits.
+            let copy = |fd| unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().unwrap();
+            copies.extend(crate::churn::sockets_to(stream.local_addr().unwrap()).into_iter().map(copy));
+            drop(copies);
+            let _ = stream.write_all(b"+OK\r\n");
+            while let Ok(1..) = stream.read(&mut [0; 1024]) {
+                let _ = stream.write_all(b"+OK\r\n");
+            }
+        });
+        let pool = Pool::new(redis::Client::open(format!("redis://{address}/1")).unwrap()).unwrap();
+        let _takes_numbers = crate::kit::TakesNumbers::begin();
+        let mut refused = None;
+        testing::wait_until("the expected number is another thread's", || {
+            match pool.get() {
+                Ok(conn) => PooledConnection::discard(conn),
+                Err(error) => refused = Some(error),
+            }
+            refused.is_some()
+        });
+        let error = refused.unwrap();
+        assert!(error.is_unprotected() && error.to_string().contains("2 descriptors could be"), "{error}");
+        assert_eq!(pool.state().connections, 0);
     });
 }
 

@@ -343,6 +343,38 @@ fn a_child_that_comes_out_of_a_goodbye_does_not_end_it() {
     });
 }
 
+/// A close has a second descriptor of the socket until the goodbye is said. A child that is made in between has neither, and
+/// what it opens under their numbers it keeps.
+#[test]
+fn a_child_made_in_a_goodbye_has_no_copy_of_the_socket() {
+    static COPIES: Mutex<Option<usize>> = Mutex::new(None);
+    static OPENED: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    struct Forks(UnixStream);
+    impl Drop for Forks {
+        fn drop(&mut self) {
+            let name = testing::socket_of(&self.0);
+            let Some(child) = crate::kit::fork() else {
+                let there = testing::descriptors(std::process::id());
+                *COPIES.lock().unwrap() = Some(there.values().filter(|other| **other == name).count());
+                OPENED.lock().unwrap().extend((0..8).map(|_| File::open("/dev/null").unwrap()));
+                return;
+            };
+            assert_eq!(crate::kit::exit_code(child), 0);
+        }
+    }
+    clean_process(|| {
+        let here = std::process::id();
+        let (near, _far) = UnixStream::pair().unwrap();
+        drop(Guarded::new(Forks(near), |forks| Descriptors::of(&forks.0)).unwrap());
+        if std::process::id() != here {
+            crate::kit::leave(|| {
+                assert_eq!(*COPIES.lock().unwrap(), Some(0));
+                assert!(OPENED.lock().unwrap().iter().all(|file| is_open(file.as_raw_fd())));
+            });
+        }
+    });
+}
+
 /// Row 29: each generation forks the next with a guard held.
 #[test]
 fn dozens_of_generations_do_not_fill_the_descriptor_table() {

@@ -11,6 +11,9 @@ use std::time::Instant;
 pub(crate) trait Server {
     type Manager: ManageConnection + Clone;
 
+    /// How many children a storm is made of.
+    const STORM: usize = 1000;
+
     fn start() -> Self;
     fn manager(&self) -> Self::Manager;
 
@@ -134,6 +137,9 @@ static TEST: LazyLock<String> = LazyLock::new(|| format!("forksafe {}", std::pro
 
 impl Server for PrivatePostgres {
     type Manager = PostgresManager<NoTls>;
+
+    /// A session is a process of the server's, and each child has four: a thousand children take over a minute.
+    const STORM: usize = 200;
 
     fn start() -> Self {
         LazyLock::force(&TEST);

@@ -1,6 +1,6 @@
 //! Rows 7 and 9: many threads, many children.
 
-use crate::kit::StopOnDrop;
+use crate::kit::{StopOnDrop, ways};
 use crate::servers::{Server, scenarios};
 use forksafe::fork::{Descriptors, Guarded, PerProcess, Registration};
 use forksafe::testing::{self, Way, Witness};
@@ -13,15 +13,19 @@ use std::sync::{Barrier, Mutex};
 use std::thread;
 
 scenarios! {
-    /// Row 7: the child's threads race for the first use.
+    /// Row 7: the child's threads race for the first use, whichever way it was made.
     fn racing_threads_of_a_child_are_all_served_by_one_new_state<S: Server>() {
         static MADE: AtomicU32 = AtomicU32::new(0);
         static VALUE: PerProcess<u32> = PerProcess::new(|| MADE.fetch_add(1, SeqCst));
         let server = S::start();
         let pool = server.pool_of(3);
         let here = S::session(&pool);
-        for _ in 0..20 {
-            let sessions = testing::child(|| {
+        for way in ways().cycle().take(20) {
+            let sessions = way.child(|| {
+                // With threads that come first, only a table that is seen not to be the parent's can be parted from.
+                if matches!(way, Way::SharedFds | Way::NewPidNamespace | Way::ReusedPid) {
+                    forksafe::fork::enter();
+                }
                 let start = Barrier::new(8);
                 let sessions = thread::scope(|scope| {
                     let threads: Vec<_> = (0..8)
@@ -40,31 +44,38 @@ scenarios! {
                 sessions
             })
             .join();
-            assert!(sessions.len() <= 3 && !sessions.contains(&here), "{sessions:?}");
+            assert!(sessions.len() <= 3 && !sessions.contains(&here), "{way}: {sessions:?}");
+            assert_eq!(S::session(&pool), here, "{way}");
         }
-        assert_eq!(S::session(&pool), here);
         server.judge();
     }
 
-    /// Row 9 at 200 children.
-    fn two_hundred_children_of_a_busy_parent<S: Server>() {
+    /// Row 9. The parent goes on with the very sessions that it had, and each child has its own.
+    fn a_storm_of_children_harms_neither_them_nor_their_parent<S: Server>() {
+        const AT_ONCE: usize = 4;
         let server = S::start();
-        let pool = server.pool_of(8);
+        let pool = server.pool_of(9);
+        pool.warm_up(9).unwrap();
+        let here: BTreeSet<u64> = server.open().into_iter().collect();
+        assert_eq!(here.len(), 9);
         let (stop, asked) = (AtomicBool::new(false), AtomicU64::new(0));
         let mut held = pool.get().unwrap();
         let session = S::ask(&mut held);
         thread::scope(|scope| {
             let _stop = StopOnDrop(&stop);
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    while !stop.load(SeqCst) {
-                        S::session(&pool);
-                        asked.fetch_add(1, SeqCst);
-                    }
-                });
-            }
-            for _ in 0..50 {
-                let children: Vec<_> = (0..4)
+            let busy: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| {
+                        while !stop.load(SeqCst) {
+                            let session = S::session(&pool);
+                            assert!(here.contains(&session), "{session} instead of {here:?}");
+                            asked.fetch_add(1, SeqCst);
+                        }
+                    })
+                })
+                .collect();
+            for _ in 0..S::STORM / AT_ONCE {
+                let children: Vec<_> = (0..AT_ONCE)
                     .map(|_| {
                         testing::child(|| {
                             let sessions = thread::scope(|scope| {
@@ -77,19 +88,22 @@ scenarios! {
                         })
                     })
                     .collect();
-                let mut seen = BTreeSet::from([session]);
+                let mut seen = here.clone();
                 for child in children {
                     let sessions = child.join();
                     assert!(seen.is_disjoint(&sessions), "{seen:?} and {sessions:?}");
                     seen.extend(sessions);
                 }
+                assert!(busy.iter().all(|thread| !thread.is_finished()), "a thread of the parent has failed");
             }
         });
-        assert!(asked.load(SeqCst) > 200, "the parent was busy: {asked:?}");
+        assert!(asked.load(SeqCst) > S::STORM as u64, "the parent was busy: {asked:?}");
         assert_eq!(S::ask(&mut held), session);
         drop(held);
-        // No session is left behind by the children.
-        server.wait_until("the children's connections have ended", |open| open.len() <= 8);
+        // No session is left behind by the children, and none of the parent's is lost.
+        server.wait_until("only the parent's connections are left", |open| {
+            open.iter().copied().collect::<BTreeSet<u64>>() == here
+        });
         server.judge();
     }
 }
@@ -382,31 +396,10 @@ fn a_handlerless_child_with_threads_and_a_table_of_its_own_is_served() {
 /// An emulator that says yes to `madvise` and does nothing: the page would not be wiped, so it is not relied on.
 #[test]
 fn an_madvise_that_only_pretends_is_seen_through() {
-    /// `madvise` with this advice is answered with 0 and not carried out.
-    fn pretend(advice: &[i32]) {
-        let code = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
-        let (load, equal, end) =
-            (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ, libc::BPF_RET);
-        for &advice in advice {
-            let mut program = [
-                code(load, 0, 0, 0),
-                code(equal, 0, 3, libc::SYS_madvise as u32),
-                // The low half of the third argument.
-                code(load, 0, 0, if cfg!(target_endian = "big") { 36 } else { 32 }),
-                code(equal, 0, 1, advice as u32),
-                code(end, 0, 0, libc::SECCOMP_RET_ERRNO),
-                code(end, 0, 0, libc::SECCOMP_RET_ALLOW),
-            ];
-            let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-            // SAFETY: the program is read during the call.
-            unsafe {
-                assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-                assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
-            }
-        }
-    }
     testing::clean_process(|| {
-        pretend(&[libc::MADV_WIPEONFORK, -1]);
+        for advice in [libc::MADV_WIPEONFORK, -1] {
+            crate::kit::deny(libc::SYS_madvise, Some((2, advice as u32)), 0);
+        }
         let here = forksafe::fork::generation();
         assert!(
             Way::Clone.child(|| forksafe::fork::generation() > here).join(),

@@ -55,7 +55,7 @@ fn asan(sh: &Shell, steps: &mut Steps) -> Result<()> {
     // With a target named, build scripts and macros are spared the flags.
     let cargo = ["cargo", "+nightly", "test", "--target-dir", "target/asan", "--target", &host];
     // A fork copies the sanitizer's page tables, too: thousands of them take longer than a test may.
-    let but = ["--skip", "control::", "--skip", "two_thousand"];
+    let but = ["--skip", "control::", "--skip", "two_thousand", "--skip", "a_storm_of_children"];
     steps.run(cmd!(sh, "env {variables...} {cargo...} --all-features --lib --test it -- {but...}"))
 }
 
