@@ -138,8 +138,9 @@ pub fn enter() -> Generation {
 pub(crate) fn unprotected() -> Option<&'static str> {
     generation();
     disown::shares_table().then_some(
-        "this process was made with a descriptor table that may be its parent's own (CLONE_FILES) and had threads \
-         before its first use of forksafe: call forksafe::fork::enter() first thing in such a child",
+        "this process was made with a descriptor table that may be its parent's own (CLONE_FILES), and could not be given \
+         another: either it had threads before its first use of forksafe (call forksafe::fork::enter() first thing in \
+         such a child), or unshare, close_range and kcmp are forbidden here",
     )
 }
 

@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 pub(crate) fn sockets_to(server: SocketAddr) -> Vec<RawFd> {
     let all = testing::descriptors(std::process::id()).into_iter();
     let sockets = all.filter(|(_, name)| name.starts_with("socket:"));
-    sockets.map(|(fd, _)| fd).filter(|&fd| with_stream(fd, |stream| stream.peer_addr().ok()) == Some(server)).collect()
+    sockets.map(|(fd, _)| fd).filter(|&fd| peer_of(fd) == Some(server)).collect()
 }
 
-fn with_stream<T>(fd: RawFd, look: impl FnOnce(&TcpStream) -> T) -> T {
-    // SAFETY: the descriptor is open: it was just found, and nothing in this child closes it.
-    let stream = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().unwrap();
-    look(&TcpStream::from(stream))
+/// By a copy: another thread may be about to close it.
+fn peer_of(fd: RawFd) -> Option<SocketAddr> {
+    // SAFETY: only the number is looked at, and it was open a moment ago.
+    let stream = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().ok()?;
+    TcpStream::from(stream).peer_addr().ok()
 }
 
 /// Whether words on the socket could still reach its peer, after the parent had time to end it.

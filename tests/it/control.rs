@@ -42,7 +42,11 @@ const PROTECTED: &[&str] = &[
     "idle::a_child_opens_its_own_and_the_parent_keeps_its_session::redis",
     "idle::a_child_opens_its_own_and_the_parent_keeps_its_session::postgres",
     "idle::pid_1_and_its_child_pid_1_are_told_apart::witness",
+    "idle::pid_1_and_its_child_pid_1_are_told_apart::redis",
+    "idle::pid_1_and_its_child_pid_1_are_told_apart::postgres",
     "idle::a_reused_pid_is_not_taken_for_its_former_owner::witness",
+    "idle::a_reused_pid_is_not_taken_for_its_former_owner::redis",
+    "idle::a_reused_pid_is_not_taken_for_its_former_owner::postgres",
     // 2
     "idle::an_idle_child_keeps_no_connection_of_its_parent_open::witness",
     "idle::an_idle_child_keeps_no_connection_of_its_parent_open::redis",
@@ -51,6 +55,9 @@ const PROTECTED: &[&str] = &[
     "lent::a_guard_in_a_child_harms_nobody::witness",
     "lent::a_guard_in_a_child_harms_nobody::redis",
     "lent::a_guard_in_a_child_harms_nobody::postgres",
+    "lent::unwinding_code_finds_a_dead_socket_and_not_an_abort::witness",
+    "lent::unwinding_code_finds_a_dead_socket_and_not_an_abort::redis",
+    "lent::unwinding_code_finds_a_dead_socket_and_not_an_abort::postgres",
     "lent::what_was_borrowed_before_the_fork_finds_a_dead_socket",
     // 4
     "lent::what_other_threads_held_does_not_count_in_the_child::witness",
@@ -61,6 +68,7 @@ const PROTECTED: &[&str] = &[
     "lent::a_child_of_an_exhausted_pool_is_served_and_so_are_the_parents_waiters::redis",
     "lent::a_child_of_an_exhausted_pool_is_served_and_so_are_the_parents_waiters::postgres",
     // 6
+    "inflight::a_connect_that_overlaps_a_fork_is_done_again",
     "inflight::a_fork_during_validation_harms_nobody",
     "inflight::a_fork_during_a_return_harms_nobody",
     "inflight::a_fork_during_a_build_harms_nobody",
@@ -68,8 +76,13 @@ const PROTECTED: &[&str] = &[
     "storm::racing_threads_of_a_child_are_all_served_by_one_new_state::witness",
     "storm::racing_threads_of_a_child_are_all_served_by_one_new_state::redis",
     "storm::racing_threads_of_a_child_are_all_served_by_one_new_state::postgres",
+    "storm::racing_threads_of_a_handlerless_child_take_stock_once",
+    "storm::a_thread_that_is_told_the_generation_finds_everything_dead",
     // 8
     "idle::grandchildren_are_protected_whenever_they_are_made::witness",
+    "idle::grandchildren_are_protected_whenever_they_are_made::redis",
+    "idle::grandchildren_are_protected_whenever_they_are_made::postgres",
+    "idle::ten_generations_deep_each_has_its_own::witness",
     "idle::ten_generations_deep_each_has_its_own::redis",
     "idle::ten_generations_deep_each_has_its_own::postgres",
     // 9
@@ -80,12 +93,24 @@ const PROTECTED: &[&str] = &[
     "ends::however_a_child_ends_the_parents_sessions_go_on::witness",
     "ends::however_a_child_ends_the_parents_sessions_go_on::redis",
     "ends::however_a_child_ends_the_parents_sessions_go_on::postgres",
+    // 11
+    "idle::an_orphan_goes_on::witness",
+    "idle::an_orphan_goes_on::redis",
+    "idle::an_orphan_goes_on::postgres",
     // 12
     "idle::every_pool_is_protected::witness",
     "idle::every_pool_is_protected::redis",
     "idle::every_pool_is_protected::postgres",
+    "idle::a_pool_made_only_in_the_child_works::witness",
+    "idle::a_pool_made_only_in_the_child_works::redis",
+    "idle::a_pool_made_only_in_the_child_works::postgres",
+    // 15
+    "storm::a_child_with_threads_that_shares_the_table_says_so_and_touches_nothing",
     // 16
     "lent::new_descriptors_of_the_child_never_meet_an_inherited_guard::witness",
+    "lent::new_descriptors_of_the_child_never_meet_an_inherited_guard::redis",
+    "lent::new_descriptors_of_the_child_never_meet_an_inherited_guard::postgres",
+    "lent::a_guarded_client_is_refused_in_a_child_and_lives_on_here",
     // 17
     "redis_driver::a_subscription_survives_its_copy_in_a_child",
     "postgres_driver::an_open_transaction_survives_two_hundred_children_that_do_their_worst",
@@ -97,8 +122,18 @@ const PROTECTED: &[&str] = &[
     "postgres_driver::a_fork_inside_a_notice_callback_leaves_the_query_to_the_parent",
     "postgres_driver::a_child_that_was_forked_during_a_connect_starts_over",
     "callbacks::an_exit_handler_that_closes_the_pool_in_a_child_says_nothing",
+    "callbacks::a_child_that_was_forked_in_a_goodbye_of_a_closed_pool_closes_nothing",
+    "registry::a_child_made_in_a_goodbye_has_no_copy_of_the_socket",
+    "registry::a_child_that_comes_out_of_a_goodbye_does_not_end_it",
     // 19
     "postgres_driver::nothing_that_a_client_is_made_of_is_shared",
+    // 22
+    "registry::a_full_descriptor_table_does_not_keep_a_child_from_disowning",
+    "registry::a_socket_that_no_dead_one_can_be_put_over_is_closed",
+    "limits::a_full_descriptor_table_is_an_error_and_not_a_leak",
+    "postgres_driver::a_full_table_does_not_keep_a_child_from_disowning",
+    // 23
+    "reconnect::a_hundred_children_open_what_their_pools_may_hold_and_no_more",
     // 1 and 3, on the wire
     "tap::no_byte_of_a_child_travels_on_its_parents_redis_connections",
     "tap::no_byte_of_a_child_travels_on_its_parents_postgres_connections",
@@ -109,6 +144,15 @@ const PROTECTED: &[&str] = &[
     "churn::no_child_of_a_postgres_parent_holds_a_live_socket_either",
     // 28
     "hooks::hooks_run_once_per_child_in_order_before_the_first_use_is_served",
+    // 29
+    "registry::dozens_of_generations_do_not_fill_the_descriptor_table",
+    "postgres_driver::dozens_of_generations_do_not_fill_the_descriptor_table",
+    // 30
+    "denied::where_madvise_is_forbidden_every_way_is_protected_all_the_same::witness",
+    "denied::where_madvise_is_forbidden_every_way_is_protected_all_the_same::redis",
+    "denied::where_madvise_is_forbidden_every_way_is_protected_all_the_same::postgres",
+    "denied::a_child_whose_descriptors_may_be_its_parents_is_refused_and_touches_nothing",
+    "denied::without_proc_redis_works_in_parent_and_child",
 ];
 
 #[test]

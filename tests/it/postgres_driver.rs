@@ -443,8 +443,15 @@ impl MakeTlsConnect<Socket> for FreesANumber {
 fn a_host_that_was_given_up_is_forgotten() {
     clean_process(|| {
         let server = PrivatePostgres::start_with(&[]);
-        let refuses = crate::limits::server(|mut stream| drop(stream.read(&mut [0; 1024])));
-        let first: SocketAddr = refuses.parse().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let first = listener.local_addr().unwrap();
+        // In a process of its own: here nobody else is to open anything.
+        let refuses = testing::child(|| -> () {
+            loop {
+                drop(listener.accept().unwrap().0.read(&mut [0; 1024]));
+            }
+        });
+        let (near, mut far) = UnixStream::pair().unwrap();
         let file = Arc::new(Mutex::new(Some(File::open("/dev/null").unwrap())));
         let tls = FreesANumber { first, file, number: Arc::new(AtomicI32::new(-1)) };
         let number = Arc::clone(&tls.number);
@@ -460,7 +467,6 @@ fn a_host_that_was_given_up_is_forgotten() {
         let own = crate::churn::sockets_to(SocketAddr::from(([127, 0, 0, 1], server.port().unwrap())));
         assert!(number >= 0 && own.len() == 1 && own[0] != number, "{number}, {own:?}");
         // Somebody else's, by now.
-        let (near, mut far) = UnixStream::pair().unwrap();
         // SAFETY: takes numbers; nothing of this process's has that one.
         assert_eq!(unsafe { libc::dup2(near.as_raw_fd(), number) }, number);
         let stopped = Stopped::the_backend_of(&mut conn);
@@ -471,6 +477,7 @@ fn a_host_that_was_given_up_is_forgotten() {
         drop(stopped);
         (&near).write_all(b"alive").unwrap();
         far.read_exact(&mut [0; 5]).unwrap();
+        refuses.kill();
     });
 }
 
