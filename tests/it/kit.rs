@@ -50,15 +50,20 @@ impl<F: FnMut()> Drop for WhenDropped<F> {
     }
 }
 
-/// The ways that this machine permits; says which it does not.
+/// The ways that this machine permits; says which it does not. `FORKSAFE_ONLY_FORK` is for tools that know no other.
 pub(crate) fn ways() -> impl Iterator<Item = Way> + Clone {
-    Way::ALL.iter().copied().filter(|way| match way.available() {
+    let only_fork = std::env::var_os("FORKSAFE_ONLY_FORK").is_some();
+    Way::ALL.iter().copied().filter(move |&way| if only_fork { way == Way::Fork } else { is_permitted(way) })
+}
+
+fn is_permitted(way: Way) -> bool {
+    match way.available() {
         Ok(()) => true,
         Err(why) => {
             println!("NOT RUN: {why}");
             false
         }
-    })
+    }
 }
 
 /// Of those, the ways by which a child can make the next. Without the page a child of pid 1 is not told from its parent of

@@ -73,7 +73,8 @@ fn valgrind(sh: &Shell, steps: &mut Steps, tests: &[String]) -> Result<()> {
     // No pipes for a debugger: a server that changes its user could not remove them.
     let valgrind = ["valgrind", "--quiet", "--vgdb=no", "--error-exitcode=99", "--trace-children=yes", skip, &log];
     let runner = format!(r#"target."cfg(unix)".runner = {valgrind:?}"#);
-    let ran = steps.run(cmd!(sh, "cargo test --config {runner} --all-features --test it -- {tests...}"));
+    let cargo = ["FORKSAFE_ONLY_FORK=1", "cargo", "test", "--config", &runner];
+    let ran = steps.run(cmd!(sh, "env {cargo...} --all-features --test it -- {tests...}"));
     let logs = sh.read_dir(logs.path())?.iter().map(|log| sh.read_file(log)).collect::<Result<String, _>>()?;
     eprint!("{logs}");
     // `--1234--` is valgrind about itself, `==1234==` about the program.
