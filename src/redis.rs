@@ -9,7 +9,7 @@ use crate::fork::{Descriptors, socket};
 use crate::{Attempt, Deadline, ManageConnection};
 use ::redis::{
     Client, Cmd, Connection, ConnectionAddr, ConnectionInfo, ConnectionLike, ErrorKind, Parser, ProtocolVersion,
-    RedisError, RedisResult, Value, cmd,
+    RedisError, RedisResult, ServerError, Value, cmd,
 };
 use std::io;
 use std::net::SocketAddr;
@@ -195,10 +195,15 @@ impl Opening {
         let dialogue = Dialogue { socket: self.plain.then_some(fd), deadline };
         let replies = dialogue.ask(conn, &self.ours)?;
         match replies.into_iter().next() {
-            Some(Value::ServerError(error)) if self.authenticates => Err(error.into()),
+            Some(Value::ServerError(error)) if self.authenticates || is_farewell(&error, fd) => Err(error.into()),
             _ => Ok(()),
         }
     }
+}
+
+/// Whether the server has nothing more to say. A full one says so to whatever it is asked, and hangs up.
+fn is_farewell(error: &ServerError, fd: RawFd) -> bool {
+    socket::has_ended(fd) || error.details().is_some_and(|details| details.contains("max number of clients"))
 }
 
 fn auth(username: Option<&str>, password: &str) -> Cmd {
@@ -278,7 +283,16 @@ impl Dialogue {
             // holder of the connection) is out of step, and is not waited for.
             conn.set_read_timeout(Some(time_left(self.deadline)?.min(Duration::from_millis(100))))?;
         }
-        questions.iter().map(|_| reply(conn)).collect()
+        let mut replies = Vec::with_capacity(questions.len());
+        for _ in questions {
+            match (reply(conn), replies.last()) {
+                (Ok(reply), _) => replies.push(reply),
+                // It has said why it hangs up.
+                (Err(_), Some(Value::ServerError(why))) => return Err(why.clone().into()),
+                (Err(error), _) => return Err(error),
+            }
+        }
+        Ok(replies)
     }
 }
 

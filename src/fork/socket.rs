@@ -45,6 +45,13 @@ fn timeout(fd: RawFd, which: libc::c_int) -> Option<Duration> {
     Some(Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000))
 }
 
+/// Whether the peer has ended the stream, and all that it said has been read.
+pub(crate) fn has_ended(fd: RawFd) -> bool {
+    let mut byte = 0_u8;
+    // SAFETY: one byte of ours; a wrong descriptor is an error.
+    unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) == 0 }
+}
+
 /// Waits until `is_whole` accepts the bytes that lie unread in the socket, or the stream has ended. The bytes stay.
 ///
 /// # Errors

@@ -146,3 +146,17 @@ fn without_proc_a_socket_that_is_not_where_it_was_expected_is_refused() {
         .join();
     });
 }
+
+#[test]
+fn what_is_refused_for_a_container_is_not_put_down_to_threads() {
+    clean_process(|| {
+        let witness = testing::Witness::start();
+        let pool = witness.pool();
+        testing::Witness::session(&pool);
+        deny(libc::SYS_unshare, None, libc::EPERM);
+        deny(libc::SYS_close_range, None, libc::EPERM);
+        deny(libc::SYS_kcmp, None, libc::EPERM);
+        let why = Way::Clone.child(|| pool.get().map(drop).unwrap_err().to_string()).join();
+        assert!(why.contains("unshare") && why.contains("kcmp"), "{why}");
+    });
+}

@@ -11,11 +11,9 @@ use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -414,70 +412,6 @@ fn a_child_that_was_forked_during_a_connect_starts_over() {
         }
         assert_eq!(exit_code(CHILD.load(SeqCst)), 0);
         assert_eq!(session(&mut conn), here);
-    });
-}
-
-/// When the first host is tried, notes its socket's number and closes a file: the second host's socket gets another number.
-#[derive(Clone)]
-struct FreesANumber {
-    first: SocketAddr,
-    file: Arc<Mutex<Option<File>>>,
-    number: Arc<AtomicI32>,
-}
-
-impl MakeTlsConnect<Socket> for FreesANumber {
-    type Stream = <NoTls as MakeTlsConnect<Socket>>::Stream;
-    type TlsConnect = <NoTls as MakeTlsConnect<Socket>>::TlsConnect;
-    type Error = <NoTls as MakeTlsConnect<Socket>>::Error;
-
-    fn make_tls_connect(&mut self, domain: &str) -> Result<Self::TlsConnect, Self::Error> {
-        if self.file.lock().unwrap().take().is_some() {
-            self.number.store(crate::churn::sockets_to(self.first)[0], SeqCst);
-        }
-        MakeTlsConnect::<Socket>::make_tls_connect(&mut NoTls, domain)
-    }
-}
-
-/// The socket of a host that was given up is not the connection's: what has its number since is not shut down with it.
-#[test]
-fn a_host_that_was_given_up_is_forgotten() {
-    clean_process(|| {
-        let server = PrivatePostgres::start_with(&[]);
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let first = listener.local_addr().unwrap();
-        // In a process of its own: here nobody else is to open anything.
-        let refuses = testing::child(|| -> () {
-            loop {
-                drop(listener.accept().unwrap().0.read(&mut [0; 1024]));
-            }
-        });
-        let (near, mut far) = UnixStream::pair().unwrap();
-        let file = Arc::new(Mutex::new(Some(File::open("/dev/null").unwrap())));
-        let tls = FreesANumber { first, file, number: Arc::new(AtomicI32::new(-1)) };
-        let number = Arc::clone(&tls.number);
-        let ports = format!("{},{}", first.port(), server.port().unwrap());
-        let config = format!("host=127.0.0.1,127.0.0.1 port={ports} user=postgres").parse().unwrap();
-        let pool = Pool::builder().max_size(1).build(PostgresManager::new(config, tls)).unwrap();
-        let mut conn = pool.get().unwrap();
-        let here = session(&mut conn);
-        let there = testing::child(|| session(&mut pool.get().unwrap()));
-        assert_ne!(there.join(), here);
-        assert_eq!(session(&mut conn), here);
-        let number = number.load(SeqCst);
-        let own = crate::churn::sockets_to(SocketAddr::from(([127, 0, 0, 1], server.port().unwrap())));
-        assert!(number >= 0 && own.len() == 1 && own[0] != number, "{number}, {own:?}");
-        // Somebody else's, by now.
-        // SAFETY: takes numbers; nothing of this process's has that one.
-        assert_eq!(unsafe { libc::dup2(near.as_raw_fd(), number) }, number);
-        let stopped = Stopped::the_backend_of(&mut conn);
-        drop(conn);
-        let begin = Instant::now();
-        assert!(pool.get_timeout(Duration::from_millis(500)).is_err());
-        assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
-        drop(stopped);
-        (&near).write_all(b"alive").unwrap();
-        far.read_exact(&mut [0; 5]).unwrap();
-        refuses.kill();
     });
 }
 

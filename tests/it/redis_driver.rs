@@ -321,3 +321,26 @@ fn a_push_message_does_not_fail_the_test_of_a_connection() {
         assert_eq!(PrivateRedis::session(&pool), session, "told that the key is stale, and lent all the same");
     });
 }
+
+/// It says so and hangs up, whatever it was asked.
+#[test]
+fn a_full_redis_is_told_clearly() {
+    clean_process(|| {
+        let redis = PrivateRedis::start_with(&["--maxclients", "1"]);
+        let admin = redis.pool();
+        let _held = admin.get().unwrap();
+        let mut unclear = Vec::new();
+        for (who, what) in [("", ""), ("default:any@", ""), ("", "1"), ("", "?protocol=resp3")] {
+            let url = format!("redis://{who}{}/{what}", redis.address());
+            let pool = Pool::new(redis::Client::open(url.as_str()).unwrap()).unwrap();
+            match pool.get() {
+                Ok(mut conn) => {
+                    unclear.push(format!("{url}: Ok, and then {:?}", redis::cmd("PING").query::<String>(&mut *conn)));
+                }
+                Err(error) if error.is_connect() && error.to_string().contains("max number of clients") => {}
+                Err(error) => unclear.push(format!("{url}: {error}")),
+            }
+        }
+        assert!(unclear.is_empty(), "{unclear:#?}");
+    });
+}
