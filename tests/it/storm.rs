@@ -61,11 +61,13 @@ scenarios! {
         let (stop, asked) = (AtomicBool::new(false), AtomicU64::new(0));
         let mut held = pool.get().unwrap();
         let session = S::ask(&mut held);
+        let begun = Barrier::new(9);
         thread::scope(|scope| {
             let _stop = StopOnDrop(&stop);
             let busy: Vec<_> = (0..8)
                 .map(|_| {
                     scope.spawn(|| {
+                        begun.wait();
                         while !stop.load(SeqCst) {
                             let session = S::session(&pool);
                             assert!(here.contains(&session), "{session} instead of {here:?}");
@@ -74,6 +76,8 @@ scenarios! {
                     })
                 })
                 .collect();
+            // A thread that is just starting holds a lock of std's, which no thread of a child could start without.
+            begun.wait();
             for _ in 0..S::STORM / AT_ONCE {
                 let children: Vec<_> = (0..AT_ONCE)
                     .map(|_| {

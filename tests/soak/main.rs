@@ -12,6 +12,7 @@ use forksafe::testing;
 use script::Script;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicPtr, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use std::{io, ptr, thread};
@@ -62,13 +63,19 @@ fn soak(options: &Options) -> ExitCode {
     }
     let world = World::build();
     let (until, mut rounds) = (Instant::now() + duration, 0);
+    let begun = Barrier::new(4);
     let failed = thread::scope(|scope| {
         let _stop = world.stop_at_end();
+        // A thread that is just starting holds a lock of std's, which no thread of a child could start without.
         for number in 0..3 {
-            let world = &world;
+            let (world, begun) = (&world, &begun);
             let rng = Rng::with_seed(seed ^ (number + 1));
-            scope.spawn(move || world.be_busy(rng));
+            scope.spawn(move || {
+                begun.wait();
+                world.be_busy(rng);
+            });
         }
+        begun.wait();
         while Instant::now() < until {
             let round = options.round.unwrap_or(rounds);
             // Rounds must not follow one another in the same sequence of numbers.
