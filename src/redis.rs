@@ -1,8 +1,8 @@
 //! `redis::Client` as a manager.
 //!
 //! The driver shows neither its socket nor the moment at which it opens it. The socket is found by marking it: a read
-//! timeout that nobody else has is set through the driver's own method, and the descriptor that has it is the one. What the driver would say to the server at the start is said here, after the socket was found and published:
-//! so a fork in the middle of it finds the socket, and a server that drips its answer is held to the deadline, which
+//! timeout that nobody else has is set through the driver's own method, and the descriptor that has it is the one. What
+//! the driver would say to the server at the start is said here, after the socket was found and published: so a fork in the middle of it finds the socket, and a server that drips its answer is held to the deadline, which
 //! the driver applies to each read and to each reply anew.
 
 use crate::fork::{Descriptors, socket};

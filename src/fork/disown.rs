@@ -6,11 +6,10 @@
 //! or names a number under which the child has something else; all three are told apart by the state and the identity.
 
 use super::dead::Dead;
-use super::registry::{
-    self, CLAIMED, ENDING, Entry, FREE, IDLE, LENT, Named, SIGNAL_RECEIVER, SIGNAL_SENDER, WITHDRAWN,
-};
+use super::registry::{self, CLAIMED, ENDING, Entry, FREE, IDLE, LENT, SIGNAL_RECEIVER, SIGNAL_SENDER, WITHDRAWN};
 use super::signal_pipe::Pair;
 use super::sys;
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 
 /// How this process came to know that it is new.
@@ -99,9 +98,9 @@ pub(super) fn all(birth: Birth, parent: u32) {
 /// Before anything is made that stays: the ends of the new pair must not lie at numbers that are to be filled.
 fn replace_signal_pipe() {
     let ends = |state: u32| {
-        registry::entries().filter(move |entry| {
+        registry::entries().filter(move |entry| entry.state.load(Acquire) == state).filter(|entry| {
             let (fd, identity) = entry.descriptor();
-            entry.state.load(Acquire) == state && sys::is(fd, identity)
+            sys::is(fd, identity)
         })
     };
     // The sender is published last. Half a pair would be worse than none.
@@ -134,12 +133,9 @@ fn close(entry: &Entry, is_ending: bool, dead: &mut Dead) {
 }
 
 /// Makes one descriptor dead that is known to be an inherited socket.
-pub(super) fn kill(Named { fd, event_loop }: Named) {
+pub(super) fn kill(fd: RawFd) {
     let mut dead = Dead::default();
-    match event_loop {
-        Some(event_loop) => event_loop.replace(false, &mut dead),
-        None => dead.put_over(fd),
-    }
+    dead.put_over(fd);
     dead.done();
 }
 

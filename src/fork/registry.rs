@@ -396,9 +396,9 @@ impl Drop for Copies {
 }
 
 /// In a child that was forked between the making of a connection and its registration: what its frame still holds is made
-/// dead.
+/// dead. (A client with an event loop never comes here: its registration comes before anything that could fork.)
 pub(crate) fn make_dead(descriptors: Descriptors) {
     for one in descriptors.0.unwrap_or_default() {
-        super::disown::kill(one);
+        super::disown::kill(one.fd);
     }
 }

@@ -1,6 +1,6 @@
 //! How a connection is lent: found or made, judged, and brought back.
 //!
-//! What can fork is every callback: connect, validate, `has_broken`, and the drop of a client. In the child such a
+//! What can fork is every callback: connect, validate, `has_broken`, reset, and the goodbye of a client. In the child such a
 //! callback returns into a frame of the parent's, with the parent's rack and half of the parent's connection in hand.
 //! So after each of them the generation is compared; what is in hand is then forgotten, and the child starts over.
 
@@ -127,12 +127,13 @@ impl<M: ManageConnection> Shared<M> {
                     self.take_back(vacancy.keep(), loan);
                     return Err(Error::timeout(timeout, self.usage(rack), last));
                 }
-                match self.judge(&mut loan, deadline, timeout) {
+                let patience = if timeout.is_zero() { self.patience(timeout) } else { deadline };
+                match self.judge(&mut loan, patience) {
                     Judgement::Fit => return Ok(self.lend(loan, vacancy.keep(), Coarse::now())),
                     Judgement::Unfit(why) => last = why.or(last),
                 }
                 // Closed before its slot is used again; in a child that was forked by the judging, abandoned.
-                loan.client.hurry(if timeout.is_zero() { self.patience(timeout) } else { deadline });
+                loan.client.hurry(patience);
                 drop(loan);
                 if fork::generation() != here {
                     continue;
@@ -152,14 +153,13 @@ impl<M: ManageConnection> Shared<M> {
     }
 
     /// Whether a connection may be lent.
-    fn judge(&self, loan: &mut Loan<M>, deadline: Deadline, timeout: Duration) -> Judgement {
+    fn judge(&self, loan: &mut Loan<M>, deadline: Deadline) -> Judgement {
         if !loan.is_fresh(Coarse::now()) {
             return Judgement::Unfit(None);
         }
         if !self.config.test_on_check_out {
             return Judgement::Fit;
         }
-        let deadline = if timeout.is_zero() { self.patience(timeout) } else { deadline };
         let here = fork::generation();
         loan.client.registration().lend();
         let socket = loan.client.registration().first();

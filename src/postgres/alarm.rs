@@ -52,10 +52,11 @@ impl Alarm {
     }
 
     /// To be found by [`set`].
-    pub(super) fn keep(self, socket: RawFd) {
+    pub(super) fn keep(self) {
+        let Some(socket) = *self.0.socket() else { return };
         let mut alarms = alarms();
         alarms.retain(|_, alarm| alarm.stands_by());
-        alarms.insert(socket, self);
+        alarms.insert(socket.number(), self);
     }
 
     /// Whether it has ended the socket that it watches over.

@@ -11,8 +11,6 @@ use crate::{Attempt, Deadline};
 use ::postgres::Socket;
 use ::postgres::tls::MakeTlsConnect;
 use std::os::fd::RawFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::time::Duration;
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -27,8 +25,6 @@ pub(super) struct Hook<T> {
     pub(super) share: Duration,
     /// The number that was free before the connect.
     pub(super) from: RawFd,
-    /// What was found.
-    pub(super) socket: Arc<AtomicI32>,
 }
 
 impl<T: MakeTlsConnect<Socket>> MakeTlsConnect<Socket> for Hook<T> {
@@ -41,7 +37,6 @@ impl<T: MakeTlsConnect<Socket>> MakeTlsConnect<Socket> for Hook<T> {
         self.at.forget_all();
         let found = discovery::event_loop_of_this_runtime(self.from).inspect_err(|why| self.at.refuse(why))?;
         self.at.own(Descriptors::none().and_event_loop(found));
-        self.socket.store(found.socket.fd, Relaxed);
         self.alarm.watch_over(found.socket.fd, self.by.or_sooner(self.share));
         self.tls.make_tls_connect(domain).map_err(Into::into)
     }

@@ -21,8 +21,6 @@ use hook::Hook;
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -51,9 +49,9 @@ use tokio::runtime::Handle;
 /// # Names
 ///
 /// A host name is resolved when the pool is built, so that a child need not, and put before the driver as `hostaddr`: so
-/// the driver starts no thread for the look-up. TLS still checks the name. The driver looks names up itself if the
-/// configuration has a `hostaddr` of its own, mixes unix sockets and names, or names an address that needs an interface
-/// (`fe80::1%eth0`).
+/// the driver starts no thread for the look-up. TLS still checks the name. The driver is left to itself, and looks up what
+/// names there are, if the configuration has a `hostaddr` of its own, mixes unix sockets and names, or names an address that
+/// needs an interface (`fe80::1%eth0`).
 ///
 /// # Validation
 ///
@@ -233,24 +231,21 @@ where
         config.connect_timeout(longest.min(YEAR));
 
         let by = Deadline::after(time);
-        let (alarm, socket) = (Alarm::default(), Arc::new(AtomicI32::new(-1)));
-        let hook = Hook {
-            tls: self.tls.clone(),
-            at: at.clone(),
-            alarm: alarm.clone(),
-            by,
-            share,
-            from,
-            socket: Arc::clone(&socket),
-        };
+        let alarm = Alarm::default();
+        let hook = Hook { tls: self.tls.clone(), at: at.clone(), alarm: alarm.clone(), by, share, from };
         let connected = catch_unwind(AssertUnwindSafe(|| config.connect(hook)));
         alarm.clear();
         match connected {
             Ok(Ok(client)) if !alarm.has_rung() => {
-                alarm.keep(socket.load(Relaxed));
+                alarm.keep();
                 Ok(client)
             }
-            Ok(Ok(_)) => Err(Error::TimedOut(None)),
+            Ok(Ok(client)) => {
+                // Before it is dropped: its event loop goes before its socket.
+                at.forget_all();
+                drop(client);
+                Err(Error::TimedOut(None))
+            }
             Ok(Err(error)) if alarm.has_rung() || by.is_over() => Err(Error::TimedOut(Some(error))),
             Ok(Err(error)) => Err(Error::Driver(error)),
             // Its runtime could not be built.
