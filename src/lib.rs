@@ -63,12 +63,9 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("forksafe supports Linux so far; the README's section on other Unixes says what is missing");
 
-mod addresses;
 mod deadline;
-mod error;
 #[allow(unsafe_code, reason = "the fork layer is what unsafe code is quarantined to")]
 pub mod fork;
-mod manager;
 mod pool;
 #[cfg(feature = "postgres")]
 pub mod postgres;
@@ -78,8 +75,10 @@ mod sync;
 #[cfg(feature = "testing")]
 #[allow(unsafe_code, reason = "it forks, and calls what only tests call")]
 pub mod testing;
+pub mod wrap;
 
 pub use deadline::Deadline;
-pub use error::Error;
-pub use manager::{Attempt, ManageConnection, Reset};
-pub use pool::{Builder, Pool, PooledConnection, State, WeakPool};
+pub use pool::{
+    Attempt, Builder, Dial, DialError, Error, Fault, ManageConnection, Pool, PooledConnection, Reset, State, Target,
+    Unread, WeakPool,
+};

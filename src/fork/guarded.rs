@@ -5,6 +5,7 @@ use crate::{Deadline, Error};
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::thread;
 
 /// Any client that one owns, together with the [`Registration`] of its descriptors.
@@ -27,9 +28,15 @@ pub struct Guarded<T> {
     /// `None` only while it is dropped.
     inner: Option<(T, Registration)>,
     origin: Origin,
-    goodbye: fn(T, Deadline),
+    goodbye: Option<Arc<dyn Goodbye<T>>>,
     /// When the goodbye has to be said, if somebody waits.
     by: Option<Deadline>,
+}
+
+/// Ends a connection of this process. Without one it is dropped.
+pub(crate) trait Goodbye<T>: Send + Sync {
+    /// Before the deadline.
+    fn say(&self, value: T, deadline: Deadline);
 }
 
 impl<T> Guarded<T> {
@@ -48,10 +55,10 @@ impl<T> Guarded<T> {
             std::mem::forget(value);
             return Err(io::Error::other("the client belongs to the parent of this process"));
         }
-        Ok(Self::from_parts(value, Registration::publish(found)?, |value, _| drop(value)))
+        Ok(Self::from_parts(value, Registration::publish(found)?, None))
     }
 
-    pub(crate) fn from_parts(value: T, registration: Registration, goodbye: fn(T, Deadline)) -> Self {
+    pub(crate) fn from_parts(value: T, registration: Registration, goodbye: Option<Arc<dyn Goodbye<T>>>) -> Self {
         let origin = Origin { pid: disown::pid(), generation: registration.generation() };
         Self { inner: Some((value, registration)), origin, goodbye, by: None }
     }
@@ -109,7 +116,7 @@ impl<T> Guarded<T> {
     }
 
     /// Somebody waits for the end of it.
-    pub(crate) fn hurry(&mut self, by: Deadline) {
+    pub(crate) fn goodbye_by(&mut self, by: Deadline) {
         self.by = Some(by);
     }
 
@@ -170,7 +177,7 @@ impl<T> Drop for Guarded<T> {
         let inherited = Self::is_inherited(self);
         match self.inner.take() {
             Some(inner) if inherited => std::mem::forget(inner),
-            Some((value, registration)) => registry::close(value, registration, self.goodbye, self.by),
+            Some((value, registration)) => registry::close(value, registration, self.goodbye.as_deref(), self.by),
             None => {}
         }
     }

@@ -30,6 +30,7 @@ pub(crate) mod signal_pipe;
 pub(crate) mod socket;
 mod sys;
 
+pub(crate) use guarded::Goodbye;
 pub use guarded::Guarded;
 pub use hooks::on_child;
 pub use per_process::PerProcess;

@@ -7,6 +7,7 @@
 //! buckets that are only ever added, so that an address stays good for ever.
 
 use super::event_loop::{self, EventLoop};
+use super::guarded::Goodbye;
 use super::sys::{self, Identity};
 use super::{Generation, generation};
 use crate::Deadline;
@@ -337,7 +338,12 @@ const GOODBYE: Duration = Duration::from_secs(5);
 ///
 /// A goodbye may fork, as any code of a driver's may. The child comes back here with the rest of the goodbye said to a
 /// dead socket.
-pub(crate) fn close<T>(connection: T, mut registration: Registration, goodbye: fn(T, Deadline), by: Option<Deadline>) {
+pub(crate) fn close<T>(
+    connection: T,
+    mut registration: Registration,
+    goodbye: Option<&dyn Goodbye<T>>,
+    by: Option<Deadline>,
+) {
     registration.mark(ENDING);
     registration.leaves = WITHDRAWN;
     // Dropped after the connection, also when its goodbye panics.
@@ -347,7 +353,10 @@ pub(crate) fn close<T>(connection: T, mut registration: Registration, goodbye: f
         registration.shut_down();
     }
     let by = by.map_or(Deadline::after(GOODBYE), |by| by.or_sooner(GOODBYE));
-    goodbye(connection, by.on(registration.first()));
+    match goodbye {
+        Some(goodbye) => goodbye.say(connection, by.on(registration.first())),
+        None => drop(connection),
+    }
 }
 
 /// Second descriptors of sockets whose driver may close them at any time: they end with this, for everybody. Registered

@@ -1,7 +1,7 @@
 //! The settings of a pool.
 
 use super::Pool;
-use crate::{Error, ManageConnection};
+use super::{Error, ManageConnection, addresses::DNS_TTL};
 use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -9,6 +9,8 @@ use std::time::Duration;
 /// Settings, checked once when the pool is built.
 #[derive(Clone, Debug)]
 pub(super) struct Config {
+    pub(super) name: Option<String>,
+    pub(super) dns_ttl: Duration,
     pub(super) max_size: u32,
     pub(super) min_idle: Option<u32>,
     pub(super) test_on_check_out: bool,
@@ -62,6 +64,8 @@ pub struct Builder<M: ManageConnection> {
 impl<M: ManageConnection> Default for Builder<M> {
     fn default() -> Self {
         let config = Config {
+            name: None,
+            dns_ttl: DNS_TTL,
             max_size: 10,
             min_idle: None,
             test_on_check_out: true,
@@ -74,6 +78,21 @@ impl<M: ManageConnection> Default for Builder<M> {
 }
 
 impl<M: ManageConnection> Builder<M> {
+    /// A name for people who read its errors. Default: none.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.config.name = Some(name.into());
+        self
+    }
+
+    /// How long the addresses of the manager's [hosts](ManageConnection::hosts) are believed before a connect looks them up
+    /// again. Zero: each connect looks up. Default one minute.
+    #[must_use]
+    pub fn dns_ttl(mut self, ttl: Duration) -> Self {
+        self.config.dns_ttl = ttl;
+        self
+    }
+
     /// The most connections that one process may have at a time, lent and idle together; each child counts for itself,
     /// so the server sees up to this many from every process. Default 10.
     #[must_use]

@@ -16,6 +16,10 @@ impl Coarse {
             .map_or(Self(0), |time| Self(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64))
     }
 
+    pub(super) fn as_millis(self) -> u64 {
+        self.0 / 1_000_000
+    }
+
     /// This long after; more than the clock can hold is never.
     #[inline]
     pub(super) fn plus(self, time: Span) -> Self {

@@ -5,14 +5,14 @@
 //! So after each of them the generation is compared; what is in hand is then forgotten, and the child starts over.
 
 use super::PooledConnection;
+use super::addresses::Addresses;
 use super::builder::Config;
 use super::clock::{Coarse, Span};
+use super::error::{Named, Source, Usage};
 use super::rack::{Rack, Refusal, Taken};
-use crate::addresses::Addresses;
-use crate::error::{Source, Usage};
 use crate::fork::forks::Watch;
 use crate::fork::hooks::{self, Due};
-use crate::fork::{self, Generation, Guarded, PerProcess};
+use crate::fork::{self, Generation, Goodbye, Guarded, PerProcess};
 use crate::{Attempt, Deadline, Error, ManageConnection, Reset};
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -63,9 +63,19 @@ thread_local! {
     static NEAR: Cell<usize> = const { Cell::new(0) };
 }
 
+impl<M: ManageConnection> Goodbye<M::Connection> for Shared<M> {
+    fn say(&self, conn: M::Connection, deadline: Deadline) {
+        self.manager.goodbye(conn, deadline);
+    }
+}
+
 impl<M: ManageConnection> Shared<M> {
+    pub(super) fn named(&self) -> Named {
+        Named(self.config.name.clone())
+    }
+
     pub(super) fn new(config: Config, manager: M) -> Arc<Self> {
-        let addresses = Arc::new(Addresses::resolve(manager.hosts()));
+        let addresses = Arc::new(Addresses::resolve(manager.hosts(), config.dns_ttl));
         Arc::new(Self {
             idle_timeout: Span::of(config.idle_timeout),
             max_lifetime: Span::of(config.max_lifetime),
@@ -117,15 +127,15 @@ impl<M: ManageConnection> Shared<M> {
             let (slot, resting) = match rack.acquire(NEAR.get(), deadline) {
                 Ok(Taken::Resting(slot, loan)) => (slot, Some(loan)),
                 Ok(Taken::Vacant(slot)) => (slot, None),
-                Err(Refusal::Closed) => return Err(Error::closed()),
-                Err(Refusal::Timeout) => return Err(Error::timeout(timeout, self.usage(rack), last)),
+                Err(Refusal::Closed) => return Err(Error::closed(self.named())),
+                Err(Refusal::Timeout) => return Err(Error::timeout(self.named(), timeout, self.usage(rack), last)),
             };
             let vacancy = Vacancy { rack, slot, generation: here };
             if let Some(mut loan) = resting {
                 if deadline.is_over() && !timeout.is_zero() {
                     // It came with the last moment. To test it now would only destroy it.
                     self.take_back(vacancy.keep(), loan);
-                    return Err(Error::timeout(timeout, self.usage(rack), last));
+                    return Err(Error::timeout(self.named(), timeout, self.usage(rack), last));
                 }
                 let patience = if timeout.is_zero() { self.patience(timeout) } else { deadline };
                 match self.judge(&mut loan, patience) {
@@ -133,7 +143,7 @@ impl<M: ManageConnection> Shared<M> {
                     Judgement::Unfit(why) => last = why.or(last),
                 }
                 // Closed before its slot is used again; in a child that was forked by the judging, abandoned.
-                loan.client.hurry(patience);
+                loan.client.goodbye_by(patience);
                 drop(loan);
                 if fork::generation() != here {
                     continue;
@@ -144,7 +154,7 @@ impl<M: ManageConnection> Shared<M> {
                 if timeout.is_zero() && rack.resting() > 0 {
                     continue; // That one was not fit; the next may be.
                 }
-                return Err(Error::timeout(timeout, self.usage(rack), last));
+                return Err(Error::timeout(self.named(), timeout, self.usage(rack), last));
             }
             if let Some(loan) = self.connect(deadline)? {
                 return Ok(self.lend(loan, vacancy.keep(), Coarse::now()));
@@ -185,8 +195,14 @@ impl<M: ManageConnection> Shared<M> {
         let here = fork::generation();
         for again in (0..CONNECTS).rev() {
             let watch = Watch::start();
-            let mut attempt = Attempt::new(deadline, Arc::clone(&self.addresses));
-            let connected = self.manager.connect_within(&mut attempt);
+            let mut attempt = Attempt::with(deadline, Arc::clone(&self.addresses));
+            let connected = attempt.clone().run(|| {
+                let connected = self.manager.connect_within(&mut attempt);
+                if fork::generation() == here {
+                    connected.as_ref().into_iter().for_each(|conn| attempt.own_unless_published(&self.manager, conn));
+                }
+                connected
+            });
             if fork::generation() != here {
                 mem::forget((connected, attempt));
                 return Ok(None);
@@ -196,17 +212,17 @@ impl<M: ManageConnection> Shared<M> {
                 Err(why) => {
                     let refused = attempt.refused();
                     attempt.forget_all();
-                    self.addresses.doubt();
-                    return Err(refused.unwrap_or_else(|| Error::connect(why)));
+                    return Err(refused.unwrap_or_else(|| Error::connect(self.named(), self.manager.target(), why)));
                 }
             };
-            let (registration, refused) = attempt.finish();
-            let mut client = Guarded::from_parts(client, registration, self.manager.goodbye());
+            let refused = attempt.refused();
+            let goodbye = Arc::clone(self) as Arc<dyn Goodbye<M::Connection>>;
+            let mut client = Guarded::from_parts(client, attempt.finish(), Some(goodbye));
             if let Some(refused) = refused {
                 return Err(refused);
             }
             if watch.overlapped() && again > 0 && !deadline.is_over() {
-                client.hurry(deadline);
+                client.goodbye_by(deadline);
                 drop(client); // Closed, and shut down for the child that has a copy.
                 if fork::generation() != here {
                     return Ok(None);
@@ -234,12 +250,12 @@ impl<M: ManageConnection> Shared<M> {
         if self.closed.load(SeqCst) {
             // Perhaps after `close` had looked for a rack and found none.
             drop(local.rack.close());
-            return Err(Error::closed());
+            return Err(Error::closed(self.named()));
         }
         match due {
             Due::Through => local.ready.store(true, Release),
             Due::Inside => {}
-            Due::TooLate => return Err(Error::timeout(timeout, self.usage(&local.rack), None)),
+            Due::TooLate => return Err(Error::timeout(self.named(), timeout, self.usage(&local.rack), None)),
         }
         Ok(&local.rack)
     }
@@ -271,7 +287,7 @@ impl<M: ManageConnection> Shared<M> {
                 return Ok(opened);
             }
             if deadline.is_over() {
-                return Err(Error::timeout(timeout, self.usage(rack), None));
+                return Err(Error::timeout(self.named(), timeout, self.usage(rack), None));
             }
             let Some(slot) = rack.take_vacant() else { return Ok(opened) };
             let vacancy = Vacancy { rack, slot, generation: fork::generation() };
@@ -320,7 +336,7 @@ impl<M: ManageConnection> Shared<M> {
         fence(SeqCst);
         if let Some(rack) = self.existing_rack() {
             for mut loan in rack.close() {
-                by.into_iter().for_each(|by| loan.client.hurry(by));
+                by.into_iter().for_each(|by| loan.client.goodbye_by(by));
             }
         }
     }
@@ -413,7 +429,7 @@ impl<M: ManageConnection> Loan<M> {
 
     #[cold]
     fn end_by(mut self, deadline: Deadline, slot: usize) {
-        self.client.hurry(deadline);
+        self.client.goodbye_by(deadline);
         self.end(slot);
     }
 

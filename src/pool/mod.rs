@@ -1,16 +1,24 @@
 //! The pool: a fixed number of slots in each process, and connections that never leave the process that opened them.
 
+mod addresses;
+mod attempt;
 mod builder;
 mod clock;
+mod error;
 mod guard;
 mod lending;
+mod lookup;
+mod manager;
 #[allow(unsafe_code, reason = "the array of slots is the one other place for it")]
 mod rack;
 
+pub use attempt::{Attempt, Dial, DialError, Target};
 pub use builder::Builder;
+pub use error::Error;
 pub use guard::PooledConnection;
+pub use manager::{Fault, ManageConnection, Reset, Unread};
 
-use crate::{Deadline, Error, ManageConnection};
+use crate::Deadline;
 use builder::Config;
 use lending::Shared;
 use std::fmt;
@@ -153,7 +161,7 @@ impl<M: ManageConnection> Pool<M> {
     pub fn close_timeout(&self, timeout: Duration) -> Result<(), Error> {
         let deadline = Deadline::after(timeout);
         self.0.close(Some(deadline));
-        self.0.wait_until_empty(deadline).map_err(|usage| Error::timeout(timeout, usage, None))
+        self.0.wait_until_empty(deadline).map_err(|usage| Error::timeout(self.0.named(), timeout, usage, None))
     }
 
     /// What this process's part of the pool looks like at the moment.

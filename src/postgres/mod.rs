@@ -203,8 +203,8 @@ where
         Ok(Reset::Keep)
     }
 
-    fn goodbye(&self) -> fn(Client, Deadline) {
-        say_goodbye
+    fn goodbye(&self, conn: Client, deadline: Deadline) {
+        say_goodbye(conn, deadline);
     }
 
     fn hosts(&self) -> Vec<(String, u16)> {

@@ -1,0 +1,308 @@
+//! One attempt to connect, as the manager sees it: how long it may take, where to, and where to publish the descriptors.
+
+use super::ManageConnection;
+use super::addresses::{Addresses, Freshness};
+use super::error::Error;
+use crate::Deadline;
+use crate::fork::{self, Copies, Descriptors, Generation, Registration, generation};
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// One attempt to open a connection: how long it may take, where to connect to, and where to publish the descriptors.
+///
+/// It can be cloned into a driver's own hook: all clones are the same attempt. While a manager's `connect_within` runs, its
+/// thread's attempt is [`Attempt::current`], so that a manager of this crate that is wrapped by another, and reached through its
+/// plain `connect`, publishes and keeps the deadline all the same.
+#[derive(Clone)]
+pub struct Attempt {
+    deadline: Deadline,
+    made_in: Generation,
+    addresses: Arc<Addresses>,
+    found: Arc<Mutex<Found>>,
+}
+
+#[derive(Default)]
+struct Found {
+    /// With second descriptors of what the driver may yet give up.
+    registrations: Vec<(Registration, Copies)>,
+    refused: Option<String>,
+}
+
+thread_local! {
+    /// The attempt that this thread is in. A child that was forked in the middle of it finds its parent's here.
+    static CURRENT: RefCell<Option<Attempt>> = const { RefCell::new(None) };
+}
+
+impl Attempt {
+    /// An attempt outside a pool: for tests of a manager's [`connect_within`](ManageConnection::connect_within). What it publishes
+    /// is withdrawn, and its sockets are shut down, when the last clone is dropped.
+    ///
+    /// ```
+    /// use forksafe::{Attempt, Deadline};
+    /// use std::time::Duration;
+    ///
+    /// let attempt = Attempt::new(Deadline::after(Duration::from_secs(1)));
+    /// assert!(!attempt.deadline().is_over());
+    /// ```
+    pub fn new(deadline: Deadline) -> Self {
+        Self::with(deadline, Arc::default())
+    }
+
+    pub(super) fn with(deadline: Deadline, addresses: Arc<Addresses>) -> Self {
+        Self { deadline, made_in: generation(), addresses, found: Arc::default() }
+    }
+
+    /// The attempt that this thread is in the middle of, if a pool has called its manager here.
+    pub fn current() -> Option<Self> {
+        let current = CURRENT.try_with(|current| current.borrow().clone()).ok()?;
+        current.filter(|attempt| !attempt.is_inherited())
+    }
+
+    /// Runs `connect` with this as the [current](Self::current) attempt of the thread.
+    pub(super) fn run<T>(&self, connect: impl FnOnce() -> T) -> T {
+        struct Restore(Option<Attempt>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                let before = self.0.take();
+                let _ = CURRENT.try_with(|current| *current.borrow_mut() = before);
+            }
+        }
+        let before = CURRENT.try_with(|current| current.borrow_mut().replace(self.clone()));
+        let _restore = Restore(before.ok().flatten());
+        connect()
+    }
+
+    /// When the caller of `get` wants an answer.
+    pub fn deadline(&self) -> Deadline {
+        self.deadline
+    }
+
+    /// The addresses of a host, as the pool knows them: those that failed lately come last. What is known is up to
+    /// [`dns_ttl`](crate::Builder::dns_ttl) old; older than that it is looked up again, on a thread of its own, so that a
+    /// look-up which hangs does not hold the caller past its deadline. For managers that try one address after the other,
+    /// [`dial`](Self::dial) does all of it.
+    ///
+    /// # Errors
+    ///
+    /// The host has no address, or the look-up failed or did not end in time, and nothing was known.
+    pub fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        self.addresses.of(host, port, Freshness::Known, self.deadline)
+    }
+
+    /// Says that nobody could be reached at an address of a host: it is tried last for a while.
+    pub fn unreachable(&self, address: SocketAddr) {
+        self.addresses.note(address, false);
+    }
+
+    /// Opens a connection to one of several hosts, each of which may have several addresses: one after the other, in this order,
+    /// but those that failed lately last. Each gets a share of the time that is left. If none can be reached the names are
+    /// looked up anew, once, and what is new is tried with the rest of the time.
+    ///
+    /// `open` is told which host and address it is, and until when; it says whether an error means that nobody could be
+    /// reached there.
+    ///
+    /// # Errors
+    ///
+    /// The last error of `open`, or of the look-up if there was no address to try.
+    ///
+    /// ```
+    /// use forksafe::{Attempt, Dial, Deadline};
+    /// use std::net::{TcpListener, TcpStream};
+    /// use std::time::Duration;
+    ///
+    /// let server = TcpListener::bind("127.0.0.1:0")?;
+    /// let port = server.local_addr()?.port();
+    /// let at = Attempt::new(Deadline::after(Duration::from_secs(5)));
+    /// let stream = at.dial(&[("localhost".into(), port)], |target| {
+    ///     TcpStream::connect_timeout(&target.address, target.deadline.remaining()).map_err(Dial::Unreachable)
+    /// })?;
+    /// # let _ = stream;
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn dial<T, E>(
+        &self,
+        hosts: &[(String, u16)],
+        open: impl FnMut(Target) -> Result<T, Dial<E>>,
+    ) -> Result<T, DialError<E>> {
+        self.dial_in_order(hosts, |_| {}, open)
+    }
+
+    /// As [`dial`](Self::dial), with the targets in an order of the caller's.
+    pub(crate) fn dial_in_order<T, E>(
+        &self,
+        hosts: &[(String, u16)],
+        order: impl Fn(&mut [(usize, SocketAddr)]),
+        mut open: impl FnMut(Target) -> Result<T, Dial<E>>,
+    ) -> Result<T, DialError<E>> {
+        let has_names = hosts.iter().any(|(host, _)| host.parse::<std::net::IpAddr>().is_err());
+        let mut tried = Vec::new();
+        let mut last = None;
+        let mut cut_short = None;
+        for freshness in [Freshness::Known, Freshness::New] {
+            let mut targets = Vec::new();
+            for (number, (host, port)) in hosts.iter().enumerate() {
+                match self.addresses.of(host, *port, freshness, self.deadline) {
+                    Ok(found) => targets.extend(found.into_iter().map(|address| (number, address))),
+                    Err(source) if last.is_none() => last = Some(DialError::LookUp { host: host.clone(), source }),
+                    Err(_) => {}
+                }
+            }
+            targets.retain(|target| !tried.contains(target));
+            order(&mut targets);
+            targets.sort_by_key(|&(_, address)| self.addresses.failed_lately(address));
+            let more = has_names && freshness == Freshness::Known;
+            for (number, &(host, address)) in targets.iter().enumerate() {
+                let left = targets.len() - number + usize::from(more);
+                let deadline = self.deadline.or_sooner(share_of(self.deadline, left));
+                match self.open(Target { host, address, deadline }, &mut open) {
+                    Err(Dial::Unreachable(error)) => last = Some(DialError::Connect(error)),
+                    Err(Dial::Failed(error)) => return Err(DialError::Connect(error)),
+                    Ok(connection) => return Ok(connection),
+                }
+                cut_short = Some((host, address)).filter(|_| deadline.is_over());
+            }
+            tried.extend(targets);
+            if !more || self.deadline.is_over() {
+                break;
+            }
+        }
+        // It is slow, and nobody knows of a better one: it may have what is left.
+        if let Some((host, address)) = cut_short.filter(|_| !self.deadline.is_over()) {
+            match self.open(Target { host, address, deadline: self.deadline }, &mut open) {
+                Err(Dial::Unreachable(error) | Dial::Failed(error)) => last = Some(DialError::Connect(error)),
+                Ok(connection) => return Ok(connection),
+            }
+        }
+        Err(last.unwrap_or_else(|| DialError::LookUp {
+            host: String::new(),
+            source: io::Error::new(io::ErrorKind::InvalidInput, "there is no host to connect to"),
+        }))
+    }
+
+    fn open<T, E>(&self, target: Target, open: &mut impl FnMut(Target) -> Result<T, Dial<E>>) -> Result<T, Dial<E>> {
+        let opened = open(target);
+        match opened {
+            Ok(_) => self.addresses.note(target.address, true),
+            Err(Dial::Unreachable(_)) => self.addresses.note(target.address, false),
+            Err(Dial::Failed(_)) => {}
+        }
+        opened
+    }
+
+    /// Publishes descriptors of this attempt's connection now: a child forked from here on drops them. May be called
+    /// more than once; all count.
+    pub fn own(&self, descriptors: Descriptors) {
+        if self.is_inherited() {
+            return fork::make_dead(descriptors);
+        }
+        match Registration::publish(descriptors) {
+            Ok(registration) => {
+                let copies = Copies::of(&registration);
+                self.found().registrations.push((registration, copies));
+            }
+            Err(error) => self.refuse(format!("a descriptor that the manager named cannot be protected: {error}")),
+        }
+    }
+
+    /// Takes back all that was published: the connection to an earlier host was given up. It is shut down, whether it is
+    /// still open or not: a child that was forked in the middle may have a copy.
+    pub fn forget_all(&self) {
+        if !self.is_inherited() {
+            for (registration, copies) in self.found().registrations.drain(..) {
+                registration.bury();
+                drop(copies);
+            }
+        }
+    }
+
+    /// Says that the descriptors could not be found. The pool closes the connection and reports
+    /// [`is_unprotected`](crate::Error::is_unprotected): it never guesses.
+    pub fn refuse(&self, why: impl ToString) {
+        if !self.is_inherited() {
+            self.found().refused = Some(why.to_string());
+        }
+    }
+
+    /// In a child that was forked in the middle of a connect. The lock may be held by a thread of the parent's.
+    fn is_inherited(&self) -> bool {
+        self.made_in != generation()
+    }
+
+    /// Why the descriptors could not be found, if that is why the connect failed.
+    pub(super) fn refused(&self) -> Option<Error> {
+        self.found().refused.take().map(Error::unprotected)
+    }
+
+    /// Asks the manager for the descriptors, if the attempt has published none.
+    pub(super) fn own_unless_published<M: ManageConnection>(&self, manager: &M, connection: &M::Connection) {
+        if self.found().registrations.is_empty() {
+            self.own(manager.descriptors(connection));
+        }
+    }
+
+    /// What was published. The driver keeps what it has from here on.
+    pub(super) fn finish(&self) -> Registration {
+        let published = std::mem::take(&mut self.found().registrations);
+        let registrations = published.into_iter().map(|(registration, copies)| {
+            copies.forget();
+            registration
+        });
+        Registration::merge(registrations.collect())
+    }
+
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn share_of(deadline: Deadline, parts: usize) -> Duration {
+    deadline.remaining() / u32::try_from(parts.max(1)).unwrap_or(u32::MAX)
+}
+
+impl fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attempt").field("deadline", &self.deadline).finish_non_exhaustive()
+    }
+}
+
+/// One address to connect to. See [`Attempt::dial`].
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Target {
+    /// Which of the hosts it belongs to, counted from 0.
+    pub host: usize,
+    /// Where to.
+    pub address: SocketAddr,
+    /// Until when: its share of the attempt's time.
+    pub deadline: Deadline,
+}
+
+/// Why an address did not do. See [`Attempt::dial`].
+#[derive(Debug)]
+pub enum Dial<E> {
+    /// Nobody could be reached there, or nobody answered in time: the next address may do.
+    Unreachable(E),
+    /// Somebody was there and said no: to ask others, or to ask again, would not help.
+    Failed(E),
+}
+
+/// Why no address did. See [`Attempt::dial`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DialError<E> {
+    /// No address of the host is known.
+    #[error("cannot look up host {host:?}")]
+    LookUp {
+        /// The name.
+        host: String,
+        /// What libc said.
+        source: io::Error,
+    },
+    /// The last of the addresses that were tried.
+    #[error(transparent)]
+    Connect(E),
+}

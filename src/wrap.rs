@@ -1,0 +1,1 @@
+//! How to make a manager of a client of your own, or of another crate's.
