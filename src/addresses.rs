@@ -38,11 +38,11 @@ impl Addresses {
 
     /// Connecting failed in this process.
     pub(crate) fn doubt(&self) {
-        self.doubted.get().store(true, Relaxed);
+        self.doubted.store(true, Relaxed);
     }
 
     fn is_doubted(&self) -> bool {
-        self.doubted.existing().is_some_and(|doubted| doubted.load(Relaxed))
+        PerProcess::existing(&self.doubted).is_some_and(|doubted| doubted.load(Relaxed))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The one error of this crate.
 
-use crate::fork::Origin;
+use crate::fork::{Inherited, Origin};
 use std::fmt;
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ enum Kind {
     #[error("the pool is closed")]
     Closed,
     #[error(
-        "this connection belongs to {owner} and was inherited by {here}: a fork does not share connections, call \
-         Pool::get() in this process for one of its own"
+        "this connection belongs to {owner} and was inherited by {here}: a fork does not share connections, open or \
+         check out one in this process"
     )]
     Inherited { owner: Origin, here: Origin },
     #[error("cannot connect: {0}")]
@@ -91,10 +91,6 @@ impl Error {
         Kind::Closed.into()
     }
 
-    pub(crate) fn inherited(owner: Origin) -> Self {
-        Kind::Inherited { owner, here: Origin::current() }.into()
-    }
-
     pub(crate) fn connect(source: impl Into<Source>) -> Self {
         Kind::Connect(source.into()).into()
     }
@@ -105,6 +101,12 @@ impl Error {
 
     pub(crate) fn unprotected(why: impl Into<String>) -> Self {
         Kind::Unprotected(why.into()).into()
+    }
+}
+
+impl From<Inherited> for Error {
+    fn from(Inherited { owner, here, .. }: Inherited) -> Self {
+        Kind::Inherited { owner, here }.into()
     }
 }
 

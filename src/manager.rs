@@ -121,8 +121,9 @@ pub trait ManageConnection: Send + Sync + 'static {
 
     /// What ends a connection of this process, with a goodbye if the driver has one; it has five seconds. Default: drops
     /// it. An inherited connection is never brought there.
-    fn goodbye(&self) -> fn(Self::Connection, Deadline) {
-        |conn, _| drop(conn)
+    fn goodbye(&self, conn: Self::Connection, deadline: Deadline) {
+        let _ = deadline;
+        drop(conn);
     }
 
     /// The host names and ports that a connect would look up. The pool resolves them when it is built, so that a child
@@ -170,8 +171,8 @@ impl<M: ManageConnection + ?Sized> ManageConnection for Arc<M> {
     fn reset(&self, conn: &mut Self::Connection, deadline: Deadline) -> Result<Reset, Self::Error> {
         (**self).reset(conn, deadline)
     }
-    fn goodbye(&self) -> fn(Self::Connection, Deadline) {
-        (**self).goodbye()
+    fn goodbye(&self, conn: Self::Connection, deadline: Deadline) {
+        (**self).goodbye(conn, deadline);
     }
     fn hosts(&self) -> Vec<(String, u16)> {
         (**self).hosts()

@@ -1,10 +1,13 @@
 //! One client and its registration, bound together: used here, refused in a child.
 
+use super::forks::Watch;
 use super::{Descriptors, Generation, Origin, Registration, disown, generation, registry};
-use crate::{Deadline, Error};
+use crate::Deadline;
 use std::fmt;
 use std::io;
+use std::mem;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::thread;
 
 /// Any client that one owns, together with the [`Registration`] of its descriptors.
@@ -27,10 +30,43 @@ pub struct Guarded<T> {
     /// `None` only while it is dropped.
     inner: Option<(T, Registration)>,
     origin: Origin,
-    goodbye: fn(T, Deadline),
+    goodbye: Option<Arc<dyn Goodbye<T>>>,
     /// When the goodbye has to be said, if somebody waits.
     by: Option<Deadline>,
 }
+
+/// Ends a connection of this process. Without one it is dropped.
+pub(crate) trait Goodbye<T>: Send + Sync {
+    /// Before the deadline.
+    fn say(&self, value: T, deadline: Deadline);
+}
+
+/// Why a client must not be used here: an ancestor of this process made it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[non_exhaustive]
+pub struct Inherited {
+    /// The process that made it.
+    pub owner: Origin,
+    /// The process that asked.
+    pub here: Origin,
+}
+
+impl fmt::Display for Inherited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { owner, here } = self;
+        write!(
+            f,
+            "this connection belongs to {owner} and was inherited by {here}: a fork does not share connections, open \
+             or check out one in this process"
+        )
+    }
+}
+
+impl std::error::Error for Inherited {}
+
+/// A connect that overlapped a fork is made again this many times at most. After that the connection is kept: no process
+/// but this one can name it, but a child that was forked in the middle of it keeps a copy of the socket while it lives.
+const CONNECTS: u32 = 8;
 
 impl<T> Guarded<T> {
     /// Takes a client and publishes the descriptors that it is made of. Best right after it was connected: a child that
@@ -45,13 +81,90 @@ impl<T> Guarded<T> {
         let found = descriptors(&value);
         if generation() != here {
             registry::make_dead(found);
-            std::mem::forget(value);
+            mem::forget(value);
             return Err(io::Error::other("the client belongs to the parent of this process"));
         }
-        Ok(Self::from_parts(value, Registration::publish(found)?, |value, _| drop(value)))
+        Ok(Self::from_parts(value, Registration::publish(found)?, None))
     }
 
-    pub(crate) fn from_parts(value: T, registration: Registration, goodbye: fn(T, Deadline)) -> Self {
+    /// Opens a client so that no child is left with a live copy of its socket, as a pool does it. A child that another
+    /// thread forks during `open` may have the socket in its descriptor table without knowing of it. So a client whose making
+    /// overlapped a fork is closed, and its socket shut down, and `open` is called again: eight times at most, and not
+    /// after the deadline; then the client is kept. A fork that is in progress is waited for first, for a second at most.
+    ///
+    /// In a child that is forked inside `open`, what it returns there is forgotten, and it is called again.
+    ///
+    /// ```
+    /// use forksafe::Deadline;
+    /// use forksafe::fork::{Descriptors, Guarded};
+    /// use std::net::{TcpListener, TcpStream};
+    /// use std::time::Duration;
+    ///
+    /// let server = TcpListener::bind("127.0.0.1:0")?;
+    /// let address = server.local_addr()?;
+    /// let deadline = Deadline::after(Duration::from_secs(5));
+    /// let client = Guarded::open(
+    ///     deadline,
+    ///     || TcpStream::connect_timeout(&address, deadline.socket_timeout()?),
+    ///     |client| Descriptors::of(client),
+    /// )?;
+    /// assert_eq!(client.peer_addr()?, address);
+    /// # std::io::Result::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of `open`, and of [`Registration::publish`]; the client is dropped then.
+    pub fn open<E: From<io::Error>>(
+        deadline: Deadline,
+        mut open: impl FnMut() -> Result<T, E>,
+        descriptors: impl Fn(&T) -> Descriptors,
+    ) -> Result<Self, E> {
+        loop {
+            let opened = Self::apart_from_forks::<E>(deadline, || {
+                let here = generation();
+                let opened = open();
+                if generation() != here {
+                    mem::forget(opened);
+                    return Ok(None);
+                }
+                match Self::new(opened?, &descriptors) {
+                    Err(_) if generation() != here => Ok(None),
+                    guarded => Ok(Some(guarded?)),
+                }
+            })?;
+            if let Some(opened) = opened {
+                return Ok(opened);
+            }
+        }
+    }
+
+    /// Makes a connection, and makes it again as long as its making overlaps a fork: see [`open`](Self::open). `connect`
+    /// publishes it as soon as it can.
+    ///
+    /// `None` in a child that was forked in the middle: start over. It is `connect` that notices first; it forgets what it
+    /// has in hand then, and returns `None`.
+    pub(crate) fn apart_from_forks<E>(
+        deadline: Deadline,
+        mut connect: impl FnMut() -> Result<Option<Self>, E>,
+    ) -> Result<Option<Self>, E> {
+        let here = generation();
+        for again in (0..CONNECTS).rev() {
+            let watch = Watch::start(deadline);
+            let Some(mut client) = connect()? else { return Ok(None) };
+            if !watch.overlapped() || again == 0 || deadline.is_over() {
+                return Ok(Some(client));
+            }
+            client.goodbye_by(deadline);
+            drop(client); // Closed, and shut down for the child that has a copy.
+            if generation() != here {
+                return Ok(None);
+            }
+        }
+        unreachable!("bug: the last connect is kept")
+    }
+
+    pub(crate) fn from_parts(value: T, registration: Registration, goodbye: Option<Arc<dyn Goodbye<T>>>) -> Self {
         let origin = Origin { pid: disown::pid(), generation: registration.generation() };
         Self { inner: Some((value, registration)), origin, goodbye, by: None }
     }
@@ -68,12 +181,26 @@ impl<T> Guarded<T> {
         this.origin.generation != generation()
     }
 
+    /// Takes the client out. Its descriptors are not registered from then on: a child inherits them as it does any other.
+    ///
+    /// # Errors
+    ///
+    /// The guard itself, when it is inherited.
+    pub fn into_inner(mut this: Self) -> Result<T, Self> {
+        if Self::is_inherited(&this) {
+            return Err(this);
+        }
+        let (value, registration) = this.inner.take().expect("present until dropped");
+        drop(registration);
+        Ok(value)
+    }
+
     /// The client, unless it is inherited.
     ///
     /// # Errors
     ///
-    /// [`Error::is_inherited`].
-    pub fn try_ref(this: &Self) -> Result<&T, Error> {
+    /// [`Inherited`] says whose it is.
+    pub fn try_ref(this: &Self) -> Result<&T, Inherited> {
         this.check()?;
         Ok(&this.inner().0)
     }
@@ -82,15 +209,20 @@ impl<T> Guarded<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::is_inherited`].
-    pub fn try_mut(this: &mut Self) -> Result<&mut T, Error> {
+    /// [`Inherited`] says whose it is.
+    pub fn try_mut(this: &mut Self) -> Result<&mut T, Inherited> {
         this.check()?;
         Ok(&mut this.inner_mut().0)
     }
 
     #[inline]
-    fn check(&self) -> Result<(), Error> {
-        if Self::is_inherited(self) { Err(Error::inherited(self.origin)) } else { Ok(()) }
+    fn check(&self) -> Result<(), Inherited> {
+        if Self::is_inherited(self) { Err(self.inherited()) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn inherited(&self) -> Inherited {
+        Inherited { owner: self.origin, here: Origin::current() }
     }
 
     /// What `Deref` does. A panic while panicking aborts the process; then the object on its dead socket is handed out
@@ -100,7 +232,7 @@ impl<T> Guarded<T> {
     fn refuse(&self) {
         let harmless = self.registration().is_known() && !disown::shares_table();
         if !(thread::panicking() && harmless) {
-            panic!("forksafe: {}", Error::inherited(self.origin));
+            panic!("forksafe: {}", self.inherited());
         }
     }
 
@@ -109,13 +241,19 @@ impl<T> Guarded<T> {
     }
 
     /// Somebody waits for the end of it.
-    pub(crate) fn hurry(&mut self, by: Deadline) {
+    pub(crate) fn goodbye_by(&mut self, by: Deadline) {
         self.by = Some(by);
     }
 
     #[inline]
     pub(crate) fn registration(&self) -> &Registration {
         &self.inner().1
+    }
+
+    /// To publish anew, after the client has been replaced through the guard.
+    #[allow(dead_code, reason = "for the pool")]
+    pub(crate) fn registration_mut(&mut self) -> &mut Registration {
+        &mut self.inner_mut().1
     }
 
     /// The client whether inherited or not, for callers that have checked.
@@ -169,8 +307,8 @@ impl<T> Drop for Guarded<T> {
     fn drop(&mut self) {
         let inherited = Self::is_inherited(self);
         match self.inner.take() {
-            Some(inner) if inherited => std::mem::forget(inner),
-            Some((value, registration)) => registry::close(value, registration, self.goodbye, self.by),
+            Some(inner) if inherited => mem::forget(inner),
+            Some((value, registration)) => registry::close(value, registration, self.goodbye.as_deref(), self.by),
             None => {}
         }
     }

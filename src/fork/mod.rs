@@ -30,7 +30,8 @@ pub(crate) mod signal_pipe;
 pub(crate) mod socket;
 mod sys;
 
-pub use guarded::Guarded;
+pub(crate) use guarded::Goodbye;
+pub use guarded::{Guarded, Inherited};
 pub use hooks::on_child;
 pub use per_process::PerProcess;
 pub(crate) use registry::{Copies, make_dead};

@@ -43,7 +43,7 @@ impl<M: ManageConnection> PooledConnection<M> {
     ///
     /// [`Error::is_inherited`].
     pub fn try_as_ref(this: &Self) -> Result<&M::Connection, Error> {
-        Guarded::try_ref(this.client())
+        Ok(Guarded::try_ref(this.client())?)
     }
 
     /// The client, unless it is inherited.
@@ -52,7 +52,7 @@ impl<M: ManageConnection> PooledConnection<M> {
     ///
     /// [`Error::is_inherited`].
     pub fn try_as_mut(this: &mut Self) -> Result<&mut M::Connection, Error> {
-        Guarded::try_mut(this.client_mut())
+        Ok(Guarded::try_mut(this.client_mut())?)
     }
 
     /// Closes the connection instead of returning it: you know that it is not fit for the next one.

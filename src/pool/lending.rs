@@ -10,9 +10,8 @@ use super::clock::{Coarse, Span};
 use super::rack::{Rack, Refusal, Taken};
 use crate::addresses::Addresses;
 use crate::error::{Source, Usage};
-use crate::fork::forks::Watch;
 use crate::fork::hooks::{self, Due};
-use crate::fork::{self, Generation, Guarded, PerProcess};
+use crate::fork::{self, Generation, Goodbye, Guarded, PerProcess};
 use crate::{Attempt, Deadline, Error, ManageConnection, Reset};
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -20,10 +19,6 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*, fence};
 use std::time::Duration;
-
-/// A connect that overlapped a fork is done again this many times at most. After that the connection is kept: no process
-/// but this one can name it, but a child that was forked in the middle of it keeps a copy of the socket while it lives.
-const CONNECTS: u32 = 8;
 
 /// What the handles of a pool share, in every process; all that changes is in `local`.
 pub(super) struct Shared<M: ManageConnection> {
@@ -63,6 +58,12 @@ thread_local! {
     static NEAR: Cell<usize> = const { Cell::new(0) };
 }
 
+impl<M: ManageConnection> Goodbye<M::Connection> for Shared<M> {
+    fn say(&self, conn: M::Connection, deadline: Deadline) {
+        self.manager.goodbye(conn, deadline);
+    }
+}
+
 impl<M: ManageConnection> Shared<M> {
     pub(super) fn new(config: Config, manager: M) -> Arc<Self> {
         let addresses = Arc::new(Addresses::resolve(manager.hosts()));
@@ -81,7 +82,7 @@ impl<M: ManageConnection> Shared<M> {
     #[inline]
     pub(super) fn check_out(self: &Arc<Self>, timeout: Duration) -> Result<PooledConnection<M>, Error> {
         if !self.config.test_on_check_out
-            && let Some(local) = self.local.existing()
+            && let Some(local) = PerProcess::existing(&self.local)
             && local.ready.load(Acquire)
             && let Some((slot, loan)) = local.rack.take_resting(NEAR.get())
         {
@@ -133,7 +134,7 @@ impl<M: ManageConnection> Shared<M> {
                     Judgement::Unfit(why) => last = why.or(last),
                 }
                 // Closed before its slot is used again; in a child that was forked by the judging, abandoned.
-                loan.client.hurry(patience);
+                loan.client.goodbye_by(patience);
                 drop(loan);
                 if fork::generation() != here {
                     continue;
@@ -182,42 +183,34 @@ impl<M: ManageConnection> Shared<M> {
 
     /// A new connection. `None` in a child that was forked in the middle: start over.
     fn connect(self: &Arc<Self>, deadline: Deadline) -> Result<Option<Box<Loan<M>>>, Error> {
+        let client = Guarded::apart_from_forks(deadline, || self.connect_once(deadline))?;
+        let now = Coarse::now();
+        let dies = now.plus(self.max_lifetime);
+        let loan = |client| Box::new(Loan { client, dies, wilts: Coarse::NEVER, pool: Arc::clone(self) });
+        Ok(client.map(loan))
+    }
+
+    fn connect_once(self: &Arc<Self>, deadline: Deadline) -> Result<Option<Guarded<M::Connection>>, Error> {
         let here = fork::generation();
-        for again in (0..CONNECTS).rev() {
-            let watch = Watch::start();
-            let mut attempt = Attempt::new(deadline, Arc::clone(&self.addresses));
-            let connected = self.manager.connect_within(&mut attempt);
-            if fork::generation() != here {
-                mem::forget((connected, attempt));
-                return Ok(None);
-            }
-            let client = match connected {
-                Ok(client) => client,
-                Err(why) => {
-                    let refused = attempt.refused();
-                    attempt.forget_all();
-                    self.addresses.doubt();
-                    return Err(refused.unwrap_or_else(|| Error::connect(why)));
-                }
-            };
-            let (registration, refused) = attempt.finish();
-            let mut client = Guarded::from_parts(client, registration, self.manager.goodbye());
-            if let Some(refused) = refused {
-                return Err(refused);
-            }
-            if watch.overlapped() && again > 0 && !deadline.is_over() {
-                client.hurry(deadline);
-                drop(client); // Closed, and shut down for the child that has a copy.
-                if fork::generation() != here {
-                    return Ok(None);
-                }
-                continue;
-            }
-            let now = Coarse::now();
-            let dies = now.plus(self.max_lifetime);
-            return Ok(Some(Box::new(Loan { client, dies, wilts: Coarse::NEVER, pool: Arc::clone(self) })));
+        let mut attempt = Attempt::new(deadline, Arc::clone(&self.addresses));
+        let connected = self.manager.connect_within(&mut attempt);
+        if fork::generation() != here {
+            mem::forget((connected, attempt));
+            return Ok(None);
         }
-        unreachable!("bug: the last connect is kept")
+        let client = match connected {
+            Ok(client) => client,
+            Err(why) => {
+                let refused = attempt.refused();
+                attempt.forget_all();
+                self.addresses.doubt();
+                return Err(refused.unwrap_or_else(|| Error::connect(why)));
+            }
+        };
+        let (registration, refused) = attempt.finish();
+        let goodbye = Arc::clone(self) as Arc<dyn Goodbye<M::Connection>>;
+        let client = Guarded::from_parts(client, registration, Some(goodbye));
+        refused.map_or(Ok(Some(client)), Err)
     }
 
     /// The rack of this process. In a child this is where the hooks run, and where the parent's rack is abandoned.
@@ -226,7 +219,7 @@ impl<M: ManageConnection> Shared<M> {
         if let Some(why) = fork::unprotected() {
             return Err(Error::unprotected(why));
         }
-        let Ok(local) = self.local.get_with(|| {
+        let Ok(local) = PerProcess::get_with(&self.local, || {
             let rack = Rack::new(self.config.max_size as usize);
             Ok::<_, Infallible>(Local { rack, ready: AtomicBool::new(false) })
         });
@@ -245,7 +238,7 @@ impl<M: ManageConnection> Shared<M> {
     }
 
     fn existing_rack(&self) -> Option<&Rack<Loan<M>>> {
-        self.local.existing().map(|local| &local.rack)
+        PerProcess::existing(&self.local).map(|local| &local.rack)
     }
 
     /// A returned connection that somebody waits for, or whose pool is closed.
@@ -320,7 +313,7 @@ impl<M: ManageConnection> Shared<M> {
         fence(SeqCst);
         if let Some(rack) = self.existing_rack() {
             for mut loan in rack.close() {
-                by.into_iter().for_each(|by| loan.client.hurry(by));
+                by.into_iter().for_each(|by| loan.client.goodbye_by(by));
             }
         }
     }
@@ -407,13 +400,13 @@ impl<M: ManageConnection> Loan<M> {
     /// The rack that a loan of this process belongs to.
     #[inline]
     pub(super) fn rack(&self) -> &Rack<Self> {
-        let local = self.pool.local.existing_in(self.client.generation());
+        let local = PerProcess::existing_in(&self.pool.local, self.client.generation());
         &local.expect("bug: a loan without its rack").rack
     }
 
     #[cold]
     fn end_by(mut self, deadline: Deadline, slot: usize) {
-        self.client.hurry(deadline);
+        self.client.goodbye_by(deadline);
         self.end(slot);
     }
 

@@ -617,8 +617,8 @@ impl forksafe::ManageConnection for Counts {
         self.1.fetch_add(1, SeqCst);
         Ok(if *conn == 0 { forksafe::Reset::Discard } else { forksafe::Reset::Keep })
     }
-    fn goodbye(&self) -> fn(i32, forksafe::Deadline) {
-        |_, _| _ = GOODBYES.fetch_add(1, SeqCst)
+    fn goodbye(&self, _: i32, _: forksafe::Deadline) {
+        GOODBYES.fetch_add(1, SeqCst);
     }
 }
 

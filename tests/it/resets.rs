@@ -61,12 +61,10 @@ impl ManageConnection for Resets {
             }
         }
     }
-    fn goodbye(&self) -> fn(WitnessClient, Deadline) {
-        |client, deadline| {
-            GOODBYES.fetch_add(1, SeqCst);
-            assert!(deadline.remaining() > Duration::ZERO && deadline.remaining() <= Duration::from_secs(5));
-            drop(client);
-        }
+    fn goodbye(&self, client: WitnessClient, deadline: Deadline) {
+        GOODBYES.fetch_add(1, SeqCst);
+        assert!(deadline.remaining() > Duration::ZERO && deadline.remaining() <= Duration::from_secs(5));
+        drop(client);
     }
 }
 
