@@ -5,7 +5,10 @@
 //! does is to notice the overlap and make the connection again. [`Watch`] is how a connect notices.
 
 use super::{page, sys};
+use crate::Deadline;
 use std::sync::atomic::{AtomicU64, Ordering::*, fence};
+use std::thread;
+use std::time::Duration;
 
 /// Where there is a page the counters are in it: a parent that writes to ordinary memory after a fork has that copied first,
 /// which takes as long as all the rest of what we do there.
@@ -52,15 +55,24 @@ pub(crate) struct Watch {
     in_progress: bool,
 }
 
+/// A fork takes this long at most, as a rule: another library's prepare handler may hold it up, or a large parent.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 impl Watch {
-    /// Begins to watch; lets forks that are in progress end first, for a few turns of the scheduler at most (another
-    /// library's prepare handler may hold one up for long).
-    pub(crate) fn start() -> Self {
-        for _ in 0..100 {
-            if begun().load(SeqCst) == ended().load(SeqCst) {
-                break;
+    /// Begins to watch. Forks that are in progress are let end first, by the deadline and within [`PATIENCE`]: to connect in
+    /// the middle of one would be in vain.
+    pub(crate) fn start(deadline: Deadline) -> Self {
+        let give_up = deadline.or_sooner(PATIENCE);
+        let mut turns = 0_u32;
+        while begun().load(SeqCst) != ended().load(SeqCst) && !give_up.is_over() {
+            if turns < 100 {
+                sys::yield_now();
+            } else {
+                // 16 us, then twice as long each time, up to a millisecond.
+                let pause = Duration::from_micros(16 << (turns - 100).min(6));
+                thread::sleep(pause.min(give_up.remaining()));
             }
-            sys::yield_now();
+            turns += 1;
         }
         // ENDED first: a fork that begins and ends between the two loads then counts as in progress, not as unseen.
         let ended = ended().load(SeqCst);

@@ -1,9 +1,11 @@
 //! One client and its registration, bound together: used here, refused in a child.
 
+use super::forks::Watch;
 use super::{Descriptors, Generation, Origin, Registration, disown, generation, registry};
-use crate::{Deadline, Error};
+use crate::Deadline;
 use std::fmt;
 use std::io;
+use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::thread;
@@ -39,6 +41,33 @@ pub(crate) trait Goodbye<T>: Send + Sync {
     fn say(&self, value: T, deadline: Deadline);
 }
 
+/// Why a client must not be used here: an ancestor of this process made it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[non_exhaustive]
+pub struct Inherited {
+    /// The process that made it.
+    pub owner: Origin,
+    /// The process that asked.
+    pub here: Origin,
+}
+
+impl fmt::Display for Inherited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { owner, here } = self;
+        write!(
+            f,
+            "this connection belongs to {owner} and was inherited by {here}: a fork does not share connections, open \
+             or check out one in this process"
+        )
+    }
+}
+
+impl std::error::Error for Inherited {}
+
+/// A connect that overlapped a fork is made again this many times at most. After that the connection is kept: no process
+/// but this one can name it, but a child that was forked in the middle of it keeps a copy of the socket while it lives.
+const CONNECTS: u32 = 8;
+
 impl<T> Guarded<T> {
     /// Takes a client and publishes the descriptors that it is made of. Best right after it was connected: a child that
     /// another thread forks in between holds a copy of the socket that it does not know of.
@@ -52,10 +81,87 @@ impl<T> Guarded<T> {
         let found = descriptors(&value);
         if generation() != here {
             registry::make_dead(found);
-            std::mem::forget(value);
+            mem::forget(value);
             return Err(io::Error::other("the client belongs to the parent of this process"));
         }
         Ok(Self::from_parts(value, Registration::publish(found)?, None))
+    }
+
+    /// Opens a client so that no child is left with a live copy of its socket, as a pool does it. A child that another
+    /// thread forks during `open` may have the socket in its descriptor table without knowing of it. So a client whose making
+    /// overlapped a fork is closed, and its socket shut down, and `open` is called again: eight times at most, and not
+    /// after the deadline; then the client is kept. A fork that is in progress is waited for first, for a second at most.
+    ///
+    /// In a child that is forked inside `open`, what it returns there is forgotten, and it is called again.
+    ///
+    /// ```
+    /// use forksafe::Deadline;
+    /// use forksafe::fork::{Descriptors, Guarded};
+    /// use std::net::{TcpListener, TcpStream};
+    /// use std::time::Duration;
+    ///
+    /// let server = TcpListener::bind("127.0.0.1:0")?;
+    /// let address = server.local_addr()?;
+    /// let deadline = Deadline::after(Duration::from_secs(5));
+    /// let client = Guarded::open(
+    ///     deadline,
+    ///     || TcpStream::connect_timeout(&address, deadline.socket_timeout()?),
+    ///     |client| Descriptors::of(client),
+    /// )?;
+    /// assert_eq!(client.peer_addr()?, address);
+    /// # std::io::Result::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of `open`, and of [`Registration::publish`]; the client is dropped then.
+    pub fn open<E: From<io::Error>>(
+        deadline: Deadline,
+        mut open: impl FnMut() -> Result<T, E>,
+        descriptors: impl Fn(&T) -> Descriptors,
+    ) -> Result<Self, E> {
+        loop {
+            let opened = Self::apart_from_forks::<E>(deadline, || {
+                let here = generation();
+                let opened = open();
+                if generation() != here {
+                    mem::forget(opened);
+                    return Ok(None);
+                }
+                match Self::new(opened?, &descriptors) {
+                    Err(_) if generation() != here => Ok(None),
+                    guarded => Ok(Some(guarded?)),
+                }
+            })?;
+            if let Some(opened) = opened {
+                return Ok(opened);
+            }
+        }
+    }
+
+    /// Makes a connection, and makes it again as long as its making overlaps a fork: see [`open`](Self::open). `connect`
+    /// publishes it as soon as it can.
+    ///
+    /// `None` in a child that was forked in the middle: start over. It is `connect` that notices first; it forgets what it
+    /// has in hand then, and returns `None`.
+    pub(crate) fn apart_from_forks<E>(
+        deadline: Deadline,
+        mut connect: impl FnMut() -> Result<Option<Self>, E>,
+    ) -> Result<Option<Self>, E> {
+        let here = generation();
+        for again in (0..CONNECTS).rev() {
+            let watch = Watch::start(deadline);
+            let Some(mut client) = connect()? else { return Ok(None) };
+            if !watch.overlapped() || again == 0 || deadline.is_over() {
+                return Ok(Some(client));
+            }
+            client.goodbye_by(deadline);
+            drop(client); // Closed, and shut down for the child that has a copy.
+            if generation() != here {
+                return Ok(None);
+            }
+        }
+        unreachable!("bug: the last connect is kept")
     }
 
     pub(crate) fn from_parts(value: T, registration: Registration, goodbye: Option<Arc<dyn Goodbye<T>>>) -> Self {
@@ -75,12 +181,26 @@ impl<T> Guarded<T> {
         this.origin.generation != generation()
     }
 
+    /// Takes the client out. Its descriptors are not registered from then on: a child inherits them as it does any other.
+    ///
+    /// # Errors
+    ///
+    /// The guard itself, when it is inherited.
+    pub fn into_inner(mut this: Self) -> Result<T, Self> {
+        if Self::is_inherited(&this) {
+            return Err(this);
+        }
+        let (value, registration) = this.inner.take().expect("present until dropped");
+        drop(registration);
+        Ok(value)
+    }
+
     /// The client, unless it is inherited.
     ///
     /// # Errors
     ///
-    /// [`Error::is_inherited`].
-    pub fn try_ref(this: &Self) -> Result<&T, Error> {
+    /// [`Inherited`] says whose it is.
+    pub fn try_ref(this: &Self) -> Result<&T, Inherited> {
         this.check()?;
         Ok(&this.inner().0)
     }
@@ -89,15 +209,20 @@ impl<T> Guarded<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::is_inherited`].
-    pub fn try_mut(this: &mut Self) -> Result<&mut T, Error> {
+    /// [`Inherited`] says whose it is.
+    pub fn try_mut(this: &mut Self) -> Result<&mut T, Inherited> {
         this.check()?;
         Ok(&mut this.inner_mut().0)
     }
 
     #[inline]
-    fn check(&self) -> Result<(), Error> {
-        if Self::is_inherited(self) { Err(Error::inherited(self.origin)) } else { Ok(()) }
+    fn check(&self) -> Result<(), Inherited> {
+        if Self::is_inherited(self) { Err(self.inherited()) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn inherited(&self) -> Inherited {
+        Inherited { owner: self.origin, here: Origin::current() }
     }
 
     /// What `Deref` does. A panic while panicking aborts the process; then the object on its dead socket is handed out
@@ -107,7 +232,7 @@ impl<T> Guarded<T> {
     fn refuse(&self) {
         let harmless = self.registration().is_known() && !disown::shares_table();
         if !(thread::panicking() && harmless) {
-            panic!("forksafe: {}", Error::inherited(self.origin));
+            panic!("forksafe: {}", self.inherited());
         }
     }
 
@@ -123,6 +248,12 @@ impl<T> Guarded<T> {
     #[inline]
     pub(crate) fn registration(&self) -> &Registration {
         &self.inner().1
+    }
+
+    /// To publish anew, after the client has been replaced through the guard.
+    #[allow(dead_code, reason = "for the pool")]
+    pub(crate) fn registration_mut(&mut self) -> &mut Registration {
+        &mut self.inner_mut().1
     }
 
     /// The client whether inherited or not, for callers that have checked.
@@ -176,7 +307,7 @@ impl<T> Drop for Guarded<T> {
     fn drop(&mut self) {
         let inherited = Self::is_inherited(self);
         match self.inner.take() {
-            Some(inner) if inherited => std::mem::forget(inner),
+            Some(inner) if inherited => mem::forget(inner),
             Some((value, registration)) => registry::close(value, registration, self.goodbye.as_deref(), self.by),
             None => {}
         }

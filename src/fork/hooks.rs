@@ -91,7 +91,7 @@ pub(crate) fn run_due_within(deadline: Deadline) -> Due {
     if here.0.get() == FIRST || HOOKS.load(Acquire).is_null() {
         return Due::Through;
     }
-    let Ok(progress) = PROGRESS.get_with(|| Ok::<_, Infallible>(Progress::new()));
+    let Ok(progress) = PerProcess::get_with(&PROGRESS, || Ok::<_, Infallible>(Progress::new()));
     if progress.done.load(Acquire) {
         return Due::Through;
     }

@@ -20,6 +20,7 @@ pub(crate) mod forks;
 mod guarded;
 pub(crate) mod hooks;
 mod page;
+pub(crate) mod peek;
 mod per_process;
 #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for drivers that hide an event loop"))]
 pub(crate) mod probe;
@@ -31,7 +32,7 @@ pub(crate) mod socket;
 mod sys;
 
 pub(crate) use guarded::Goodbye;
-pub use guarded::Guarded;
+pub use guarded::{Guarded, Inherited};
 pub use hooks::on_child;
 pub use per_process::PerProcess;
 pub(crate) use registry::{Copies, make_dead};

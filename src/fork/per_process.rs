@@ -48,7 +48,7 @@ use std::sync::PoisonError;
 /// use std::fs::File;
 ///
 /// static NULL: PerProcess<File, fn() -> std::io::Result<File>> = PerProcess::new(|| File::open("/dev/null"));
-/// let file: &File = NULL.try_get()?;
+/// let file: &File = PerProcess::try_get(&NULL)?;
 /// # let _ = file;
 /// # std::io::Result::Ok(())
 /// ```
@@ -90,20 +90,22 @@ impl<T, F> PerProcess<T, F> {
     /// The value, if this process has made it.
     ///
     /// ```
-    /// static ONE: forksafe::fork::PerProcess<u32> = forksafe::fork::PerProcess::new(|| 1);
-    /// assert_eq!(ONE.existing(), None);
-    /// assert_eq!(ONE.get(), &1);
-    /// assert_eq!(ONE.existing(), Some(&1));
+    /// use forksafe::fork::PerProcess;
+    ///
+    /// static ONE: PerProcess<u32> = PerProcess::new(|| 1);
+    /// assert_eq!(PerProcess::existing(&ONE), None);
+    /// assert_eq!(PerProcess::get(&ONE), &1);
+    /// assert_eq!(PerProcess::existing(&ONE), Some(&1));
     /// ```
     #[inline]
-    pub fn existing(&self) -> Option<&T> {
-        self.existing_in(generation())
+    pub fn existing(this: &Self) -> Option<&T> {
+        Self::existing_in(this, generation())
     }
 
     /// For a caller that has just asked which process this is.
     #[inline]
-    pub(crate) fn existing_in(&self, here: Generation) -> Option<&T> {
-        let newest = self.newest.load(Acquire);
+    pub(crate) fn existing_in(this: &Self, here: Generation) -> Option<&T> {
+        let newest = this.newest.load(Acquire);
         // SAFETY: `node` published it after writing it; it is freed only with `self`, which is borrowed here.
         let node = unsafe { newest.as_ref() }?;
         if node.generation != here { None } else { node.value.get() }
@@ -137,9 +139,9 @@ impl<T, F> PerProcess<T, F> {
     }
 
     /// The value of this process, made by `make` if there is none. Runs no child hooks.
-    pub(crate) fn get_with<E>(&self, mut make: impl FnMut() -> Result<T, E>) -> Result<&T, E> {
+    pub(crate) fn get_with<E>(this: &Self, mut make: impl FnMut() -> Result<T, E>) -> Result<&T, E> {
         loop {
-            let node = self.node();
+            let node = this.node();
             if let Some(value) = node.value.get() {
                 return Ok(value);
             }
@@ -175,14 +177,14 @@ impl<T, F: Fn() -> T> PerProcess<T, F> {
     ///
     /// When the initialiser panics, or asks for the value that it is making.
     #[inline]
-    pub fn get(&self) -> &T {
-        self.existing().unwrap_or_else(|| self.make_it())
+    pub fn get(this: &Self) -> &T {
+        Self::existing(this).unwrap_or_else(|| Self::make_it(this))
     }
 
     #[cold]
-    fn make_it(&self) -> &T {
+    fn make_it(this: &Self) -> &T {
         hooks::run_due();
-        let Ok(value) = self.get_with(|| Ok::<_, Infallible>((self.make)()));
+        let Ok(value) = Self::get_with(this, || Ok::<_, Infallible>((this.make)()));
         value
     }
 }
@@ -199,12 +201,12 @@ impl<T, E, F: Fn() -> Result<T, E>> PerProcess<T, F> {
     /// # Panics
     ///
     /// When the initialiser panics, or asks for the value that it is making.
-    pub fn try_get(&self) -> Result<&T, E> {
-        if let Some(value) = self.existing() {
+    pub fn try_get(this: &Self) -> Result<&T, E> {
+        if let Some(value) = Self::existing(this) {
             return Ok(value);
         }
         hooks::run_due();
-        self.get_with(&self.make)
+        Self::get_with(this, &this.make)
     }
 }
 
@@ -213,7 +215,7 @@ impl<T, F: Fn() -> T> Deref for PerProcess<T, F> {
 
     #[inline]
     fn deref(&self) -> &T {
-        self.get()
+        Self::get(self)
     }
 }
 
@@ -232,7 +234,7 @@ impl<T, F> Drop for PerProcess<T, F> {
 
 impl<T: fmt::Debug, F> fmt::Debug for PerProcess<T, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PerProcess").field("value", &self.existing()).finish_non_exhaustive()
+        f.debug_struct("PerProcess").field("value", &Self::existing(self)).finish_non_exhaustive()
     }
 }
 
@@ -326,9 +328,9 @@ mod loom_tests {
             }));
             let other = {
                 let value = Arc::clone(&value);
-                thread::spawn(move || value.try_get().copied())
+                thread::spawn(move || PerProcess::try_get(&value).copied())
             };
-            let mine = value.try_get().copied();
+            let mine = PerProcess::try_get(&value).copied();
             let others = other.join().unwrap();
             let good: Vec<usize> = [mine, others].into_iter().flatten().collect();
             assert!(good.windows(2).all(|pair| pair[0] == pair[1]), "two values in one process");

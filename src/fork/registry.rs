@@ -12,6 +12,7 @@ use super::sys::{self, Identity};
 use super::{Generation, generation};
 use crate::Deadline;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
@@ -147,7 +148,12 @@ pub(super) fn has(state: u32, identity: Identity) -> bool {
 /// # std::io::Result::Ok(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Descriptors(Option<Vec<Named>>);
+pub struct Descriptors {
+    /// Nearly always all there are: it takes no list.
+    first: Option<Named>,
+    others: Vec<Named>,
+    known: bool,
+}
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Named {
@@ -169,17 +175,34 @@ impl Descriptors {
 
     /// No descriptors at all: nothing that a child inherits reaches outside the process.
     pub fn none() -> Self {
-        Self(Some(Vec::new()))
+        Self { first: None, others: Vec::new(), known: true }
     }
 
     /// Descriptors that nobody can name. The connection is abandoned in a child and a guard of it refuses to be used
     /// there, but the descriptor itself stays open in the child until it ends or executes another program.
     pub fn unknown() -> Self {
-        Self(None)
+        Self { known: false, ..Self::none() }
     }
 
-    /// For drivers that hide their descriptors and whose numbers were found by other means.
-    pub(crate) fn and_raw(self, fd: RawFd) -> Self {
+    /// A descriptor by its number, for a client that shows no more than that (`AsRawFd`). It must be the client's own, and
+    /// open.
+    ///
+    /// ```
+    /// use forksafe::fork::Descriptors;
+    /// use std::os::fd::AsRawFd;
+    ///
+    /// let (client, _) = std::os::unix::net::UnixStream::pair()?;
+    /// let one = Descriptors::of_raw(client.as_raw_fd());
+    /// # let _ = one;
+    /// # std::io::Result::Ok(())
+    /// ```
+    pub fn of_raw(fd: RawFd) -> Self {
+        Self::none().and_raw(fd)
+    }
+
+    /// These and one more, by its number.
+    #[must_use]
+    pub fn and_raw(self, fd: RawFd) -> Self {
         self.and_named(Named { fd, event_loop: None })
     }
 
@@ -190,10 +213,16 @@ impl Descriptors {
     }
 
     fn and_named(mut self, one: Named) -> Self {
-        if let Some(all) = &mut self.0 {
-            all.push(one);
+        match self.first {
+            _ if !self.known => {}
+            None => self.first = Some(one),
+            Some(_) => self.others.push(one),
         }
         self
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Named> {
+        self.first.into_iter().chain(self.others.iter().copied())
     }
 }
 
@@ -232,18 +261,52 @@ impl Registration {
     /// `EBADF` when one of them is not open; nothing is published then.
     pub fn publish(descriptors: Descriptors) -> io::Result<Self> {
         let generation = generation();
-        let known = descriptors.0.is_some();
-        let found = descriptors.0.unwrap_or_default().into_iter().map(|one| {
+        let identify = |one: Named| {
             let open = sys::look(one.fd).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
-            Ok((one, open.identity))
-        });
-        let found: Vec<(Named, Identity)> = found.collect::<io::Result<_>>()?;
-        let entries = found.into_iter().map(|(one, identity)| {
+            Ok::<_, io::Error>((one, open.identity))
+        };
+        let first = descriptors.first.map(identify).transpose()?;
+        let others: Vec<(Named, Identity)> = descriptors.others.into_iter().map(identify).collect::<Result<_, _>>()?;
+        let entries = first.into_iter().chain(others).map(|(one, identity)| {
             let entry = claim_entry();
             entry.write(one, identity, LENT);
             entry
         });
-        Ok(Self::of(entries, known, generation))
+        Ok(Self::of(entries, descriptors.known, generation))
+    }
+
+    /// Publishes other descriptors in the place of these: the client behind them has been replaced, or has connected anew by
+    /// itself. They count as lent.
+    ///
+    /// # Errors
+    ///
+    /// As [`publish`](Self::publish); then nothing is changed. An error in a child that inherited it.
+    pub fn replace(&mut self, descriptors: Descriptors) -> io::Result<()> {
+        if self.generation != generation() {
+            return Err(io::Error::other("the registration belongs to an ancestor of this process"));
+        }
+        let mut before = mem::replace(self, Self::publish(descriptors)?);
+        if !before.is_current() {
+            before.leaves = WITHDRAWN;
+        }
+        Ok(())
+    }
+
+    /// Whether what was registered first is still there under its number. It is not when the client has closed it, or has been
+    /// replaced by another. True if nothing is registered.
+    pub fn is_current(&self) -> bool {
+        self.first.map(Entry::descriptor).is_none_or(|(fd, identity)| sys::is(fd, identity))
+    }
+
+    /// Whether these are the descriptors that are registered, and are still what they were then. Unknown ones are equal to
+    /// unknown ones.
+    #[allow(dead_code, reason = "for the pool")]
+    pub(crate) fn matches(&self, descriptors: &Descriptors) -> bool {
+        let registered = self.entries().map(Entry::descriptor);
+        let same = |((fd, identity), one): ((RawFd, Identity), Named)| fd == one.fd && sys::is(fd, identity);
+        self.known == descriptors.known
+            && self.entries().count() == descriptors.iter().count()
+            && registered.zip(descriptors.iter()).all(same)
     }
 
     /// Several as one. None at all counts as unknown.
@@ -254,7 +317,7 @@ impl Registration {
         let known = !parts.is_empty() && parts.iter().all(|part| part.known);
         // The parts' entries live on in the whole, so the parts must not withdraw them.
         let entries =
-            parts.iter_mut().flat_map(|part| part.first.take().into_iter().chain(std::mem::take(&mut part.others)));
+            parts.iter_mut().flat_map(|part| part.first.take().into_iter().chain(mem::take(&mut part.others)));
         Self::of(entries, known, generation())
     }
 
@@ -407,7 +470,7 @@ impl Drop for Copies {
 /// In a child that was forked between the making of a connection and its registration: what its frame still holds is made
 /// dead. (A client with an event loop never comes here: its registration comes before anything that could fork.)
 pub(crate) fn make_dead(descriptors: Descriptors) {
-    for one in descriptors.0.unwrap_or_default() {
+    for one in descriptors.iter() {
         super::disown::kill(one.fd);
     }
 }

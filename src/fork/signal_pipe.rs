@@ -20,7 +20,7 @@ static PROTECTING: PerProcess<Mutex<()>> = PerProcess::new(Mutex::default);
 /// Sees to it that children of this process get a pair of their own instead of the one that `receiver` is a copy of, whose
 /// numbers are all below `table`. If its sender cannot be found nothing is done: half a pair would be worse than none.
 pub(crate) fn protect(receiver: RawFd, table: impl FnOnce() -> Option<RawFd>) {
-    let _one_at_a_time = PROTECTING.get().lock().unwrap_or_else(PoisonError::into_inner);
+    let _one_at_a_time = PROTECTING.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(shared) = sys::look(receiver) else { return };
     if registry::has(SIGNAL_RECEIVER, shared.identity) {
         return;

@@ -14,6 +14,10 @@ pub(super) struct Config {
     pub(super) max_size: u32,
     pub(super) min_idle: Option<u32>,
     pub(super) test_on_check_out: bool,
+    pub(super) test_after: Duration,
+    pub(super) test_timeout: Duration,
+    pub(super) retry_connect: bool,
+    pub(super) require_known_descriptors: bool,
     pub(super) max_lifetime: Option<Duration>,
     pub(super) idle_timeout: Option<Duration>,
     pub(super) connection_timeout: Duration,
@@ -28,6 +32,10 @@ impl Config {
             Self { max_size, .. } if max_size > MOST => format!("max_size is {max_size}: more than {MOST}"),
             Self { max_size, min_idle: Some(min_idle), .. } if min_idle > max_size => {
                 format!("min_idle is {min_idle}, which is more than max_size ({max_size})")
+            }
+            Self { test_timeout: Duration::ZERO, .. } => {
+                "test_timeout is 0: no connection could ever pass its test; test_on_check_out(false) turns it off"
+                    .to_owned()
             }
             Self { max_lifetime: Some(Duration::ZERO), .. } => {
                 "max_lifetime is 0: a connection would expire before its first use; None means for ever".to_owned()
@@ -69,6 +77,10 @@ impl<M: ManageConnection> Default for Builder<M> {
             max_size: 10,
             min_idle: None,
             test_on_check_out: true,
+            test_after: Duration::ZERO,
+            test_timeout: Duration::from_secs(1),
+            retry_connect: false,
+            require_known_descriptors: false,
             max_lifetime: Some(Duration::from_secs(30 * 60)),
             idle_timeout: Some(Duration::from_secs(10 * 60)),
             connection_timeout: Duration::from_secs(30),
@@ -110,12 +122,50 @@ impl<M: ManageConnection> Builder<M> {
         self
     }
 
-    /// Whether each connection is asked [`is_valid_within`](ManageConnection::is_valid_within) before it is lent: a
-    /// round trip to the server every time. Without it a connection that the server has closed is noticed by its
-    /// first use, or by [`has_broken`](ManageConnection::has_broken) afterwards. Default true.
+    /// Whether the server is asked ([`is_valid_within`](ManageConnection::is_valid_within)) before a connection is lent
+    /// that has rested for [`test_after`](Self::test_after): a round trip. Without it there is only a look at the socket, which
+    /// costs none: that the server has ended the connection is noticed, that it has silently gone is not. Default true.
     #[must_use]
     pub fn test_on_check_out(mut self, test: bool) -> Self {
         self.config.test_on_check_out = test;
+        self
+    }
+
+    /// A connection that was proved alive less than this ago is lent as it is. Zero: every one is tested, as r2d2 does.
+    /// Default zero.
+    #[must_use]
+    pub fn test_after(mut self, rest: Duration) -> Self {
+        self.config.test_after = rest;
+        self
+    }
+
+    /// How long all tests of one `get` may take together, with the goodbyes of connections that fail them; and never more
+    /// than half of the time that is left, so that there is time to connect. After one connection turned out to be silent,
+    /// those that have rested as long get a tenth of it. Default 1 second.
+    #[must_use]
+    pub fn test_timeout(mut self, timeout: Duration) -> Self {
+        self.config.test_timeout = timeout;
+        self
+    }
+
+    /// Whether a connect that failed is tried again, with back-off, until the caller's time is over: 10 ms after the first
+    /// failure, twice as long after each further one up to a second, by one thread at a time. The last failure is then the
+    /// source of the timeout. Default false: a wrong password should not look like a slow server.
+    ///
+    /// Whatever this says, a server that has [no room](crate::Fault::NoRoom) for more fails no `get` while connections of this pool
+    /// are in use: it waits for one to come back.
+    #[must_use]
+    pub fn retry_connect(mut self, retry: bool) -> Self {
+        self.config.retry_connect = retry;
+        self
+    }
+
+    /// Whether a connection whose descriptors nobody knows is an error ([`Error::is_unprotected`]). If not, such connections
+    /// are counted in [`State::unknown_descriptors`](super::State::unknown_descriptors): a child abandons them, but their
+    /// sockets stay open there. Default false, so that a manager written for r2d2 works.
+    #[must_use]
+    pub fn require_known_descriptors(mut self, require: bool) -> Self {
+        self.config.require_known_descriptors = require;
         self
     }
 

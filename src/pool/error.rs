@@ -1,6 +1,6 @@
 //! The one error of this crate.
 
-use crate::fork::Origin;
+use crate::fork::Inherited;
 use std::error::Error as _;
 use std::fmt;
 use std::io;
@@ -39,7 +39,7 @@ pub struct Error {
 enum Kind {
     Timeout { pool: Named, waited: Duration, usage: Usage },
     Closed { pool: Named },
-    Inherited { owner: Origin, here: Origin },
+    Inherited(Inherited),
     Connect { pool: Named, target: String },
     Config { why: String },
     Unprotected { why: String },
@@ -79,11 +79,7 @@ impl fmt::Display for Kind {
             Self::Timeout { pool, waited, usage } => write!(f, "{pool}timed out after {waited:?}: {usage}"),
             Self::Closed { pool: Named(Some(name)) } => write!(f, "pool {name:?} is closed"),
             Self::Closed { .. } => f.write_str("the pool is closed"),
-            Self::Inherited { owner, here } => write!(
-                f,
-                "this connection belongs to {owner} and was inherited by {here}: a fork does not share connections, \
-                 open or check out one in this process"
-            ),
+            Self::Inherited(why) => why.fmt(f),
             Self::Connect { pool, target } if target.is_empty() => write!(f, "{pool}cannot connect"),
             Self::Connect { pool, target } => write!(f, "{pool}cannot connect to {target}"),
             Self::Config { why } => write!(f, "wrong pool setting: {why}"),
@@ -105,7 +101,7 @@ impl Error {
 
     /// The connection was made by an ancestor of this process.
     pub fn is_inherited(&self) -> bool {
-        matches!(*self.kind, Kind::Inherited { .. })
+        matches!(*self.kind, Kind::Inherited(_))
     }
 
     /// The driver could not connect; its error is the source.
@@ -130,10 +126,6 @@ impl Error {
 
     pub(super) fn closed(pool: Named) -> Self {
         Kind::Closed { pool }.into()
-    }
-
-    pub(crate) fn inherited(owner: Origin) -> Self {
-        Kind::Inherited { owner, here: Origin::current() }.into()
     }
 
     pub(super) fn connect(pool: Named, target: String, source: impl Into<Source>) -> Self {
@@ -178,6 +170,12 @@ impl From<Kind> for Error {
     }
 }
 
+impl From<Inherited> for Error {
+    fn from(why: Inherited) -> Self {
+        Kind::Inherited(why).into()
+    }
+}
+
 impl From<Error> for io::Error {
     /// With the kind of the first source that is an `io::Error`, if there is one.
     fn from(error: Error) -> Self {
@@ -191,7 +189,7 @@ impl From<Error> for io::Error {
             Kind::Closed { .. } => io::ErrorKind::NotConnected,
             Kind::Connect { .. } => cause.unwrap_or(io::ErrorKind::Other),
             Kind::Config { .. } => io::ErrorKind::InvalidInput,
-            Kind::Inherited { .. } => io::ErrorKind::PermissionDenied,
+            Kind::Inherited(_) => io::ErrorKind::PermissionDenied,
             Kind::Unprotected { .. } => io::ErrorKind::Other,
         };
         io::Error::new(kind, error)

@@ -1,9 +1,9 @@
 //! A connection on loan.
 
-use super::lending::Loan;
-use super::rack;
+use super::connection::Connection;
+use super::slots;
+use super::{Error, Fault, ManageConnection};
 use crate::fork::{self, Guarded, Origin};
-use crate::{Error, ManageConnection};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use std::thread;
 /// Functions are associated (`PooledConnection::origin(&conn)`), so that they do not hide the client's own methods.
 pub struct PooledConnection<M: ManageConnection> {
     /// `None` only while it is dropped.
-    loan: Option<Box<Loan<M>>>,
+    conn: Option<Box<Connection<M>>>,
     slot: usize,
 }
 
 impl<M: ManageConnection> PooledConnection<M> {
-    pub(super) fn new(loan: Box<Loan<M>>, slot: usize) -> Self {
-        Self { loan: Some(loan), slot }
+    pub(super) fn new(conn: Box<Connection<M>>, slot: usize) -> Self {
+        Self { conn: Some(conn), slot }
     }
 
     /// The process that opened the connection.
@@ -43,7 +43,7 @@ impl<M: ManageConnection> PooledConnection<M> {
     ///
     /// [`Error::is_inherited`].
     pub fn try_as_ref(this: &Self) -> Result<&M::Connection, Error> {
-        Guarded::try_ref(this.client())
+        Ok(Guarded::try_ref(this.client())?)
     }
 
     /// The client, unless it is inherited.
@@ -52,15 +52,65 @@ impl<M: ManageConnection> PooledConnection<M> {
     ///
     /// [`Error::is_inherited`].
     pub fn try_as_mut(this: &mut Self) -> Result<&mut M::Connection, Error> {
-        Guarded::try_mut(this.client_mut())
+        Ok(Guarded::try_mut(this.client_mut())?)
     }
 
     /// Closes the connection instead of returning it: you know that it is not fit for the next one.
     pub fn discard(mut this: Self) {
         let slot = this.slot;
-        if let Some(loan) = this.loan.take() {
-            loan.end(slot);
+        if let Some(conn) = this.conn.take() {
+            conn.end(slot);
         }
+    }
+
+    /// Tells the pool of an error that the connection gave. If its [manager](ManageConnection::classify) says that the error
+    /// condemns the connection, it is closed when it comes back; if it condemns the server (a master that has become a
+    /// replica), so are all that there are now. Returns what the manager said.
+    ///
+    /// ```no_run
+    /// # #[cfg(feature = "redis")] {
+    /// use forksafe::{Pool, PooledConnection};
+    ///
+    /// # let pool = Pool::new(redis::Client::open("redis://127.0.0.1/")?)?;
+    /// let mut conn = pool.get()?;
+    /// let set = redis::cmd("SET").arg("key").arg(1).exec(&mut conn);
+    /// set.inspect_err(|error| _ = PooledConnection::report(&mut conn, error))?; // READONLY: to another server next time
+    /// # }
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn report(this: &mut Self, error: &(dyn std::error::Error + 'static)) -> Fault {
+        let Some(conn) = this.conn.as_mut().filter(|conn| !Guarded::is_inherited(&conn.client)) else {
+            return Fault::Connection;
+        };
+        let fault = conn.pool.manager.classify(error);
+        if Guarded::is_inherited(&conn.client) {
+            return fault;
+        }
+        conn.condemned |= matches!(fault, Fault::Connection | Fault::Server);
+        if fault == Fault::Server {
+            conn.pool.condemn_all(conn.local());
+        }
+        fault
+    }
+
+    /// Publishes the descriptors of a client that you have put in the place of another (`*conn = reconnect()?`): a child
+    /// that is forked from here on drops the new one. The pool does the same when the connection comes back and the
+    /// manager [shows its socket](ManageConnection::socket); until then a child would hold it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::is_inherited`]; [`Error::is_unprotected`] if they cannot be published: the connection is closed
+    /// when it comes back.
+    pub fn republish(this: &mut Self) -> Result<(), Error> {
+        Self::try_as_ref(this)?;
+        let conn = this.conn.as_mut().expect("present until dropped");
+        if conn.republish() {
+            return Ok(());
+        }
+        Self::try_as_ref(this)?;
+        let conn = this.conn.as_mut().expect("present until dropped");
+        conn.condemned = true;
+        Err(Error::unprotected("the descriptors of the client that took another's place cannot be published"))
     }
 
     /// Takes the connection out of the pool for good, still protected; the pool may open another in its place.
@@ -71,17 +121,17 @@ impl<M: ManageConnection> PooledConnection<M> {
     pub fn detach(mut this: Self) -> Result<Guarded<M::Connection>, Error> {
         Self::try_as_ref(&this)?;
         let slot = this.slot;
-        Ok(this.loan.take().expect("present until dropped").detach(slot, |client| client))
+        Ok(this.conn.take().expect("present until dropped").detach(slot, |client| client))
     }
 
     #[inline]
     fn client(&self) -> &Guarded<M::Connection> {
-        &self.loan.as_ref().expect("present until dropped").client
+        &self.conn.as_ref().expect("present until dropped").client
     }
 
     #[inline]
     fn client_mut(&mut self) -> &mut Guarded<M::Connection> {
-        &mut self.loan.as_mut().expect("present until dropped").client
+        &mut self.conn.as_mut().expect("present until dropped").client
     }
 }
 
@@ -116,31 +166,34 @@ impl<M: ManageConnection> Drop for PooledConnection<M> {
     #[inline]
     fn drop(&mut self) {
         let slot = self.slot;
-        let Some(loan) = self.loan.take() else { return };
-        if loan.client.generation() != fork::generation() {
+        let Some(conn) = self.conn.take() else { return };
+        if conn.client.generation() != fork::generation() {
             return; // `Guarded` leaks the client.
         }
-        let mut ends = EndsUnlessKept(Some(loan), slot);
-        if thread::panicking() || ends.loan().has_broken() || !ends.loan().is_reset() {
+        let mut ends = EndsUnlessKept(Some(conn), slot);
+        if thread::panicking() || !ends.connection().is_fit_to_return() {
             return;
         }
-        let Some(loan) = ends.0.take() else { return };
-        if fork::generation() != loan.client.generation() {
-            return; // One of the two forked, and this is the child.
+        let Some(conn) = ends.0.take() else { return };
+        if fork::generation() != conn.client.generation() {
+            return; // A method of the manager's forked, and this is the child.
         }
-        loan.client.registration().rest();
-        if let Err(loan) = rack::put(loan, |loan| loan.rack().place(slot)) {
-            hand_on(loan, slot);
+        conn.client.registration().rest();
+        if conn.sweeps {
+            return check_in_and_sweep(conn, slot);
+        }
+        if let Err(conn) = slots::put(conn, |conn| conn.slot(slot)) {
+            hand_on(conn, slot);
         }
     }
 }
 
-/// A connection that is closed when this is dropped, also when `has_broken` panics.
-struct EndsUnlessKept<M: ManageConnection>(Option<Box<Loan<M>>>, usize);
+/// A connection that is closed when this is dropped, also when a method of the manager's panics.
+struct EndsUnlessKept<M: ManageConnection>(Option<Box<Connection<M>>>, usize);
 
 impl<M: ManageConnection> EndsUnlessKept<M> {
     #[inline]
-    fn loan(&mut self) -> &mut Loan<M> {
+    fn connection(&mut self) -> &mut Connection<M> {
         self.0.as_mut().expect("kept only at the end")
     }
 }
@@ -148,18 +201,28 @@ impl<M: ManageConnection> EndsUnlessKept<M> {
 impl<M: ManageConnection> Drop for EndsUnlessKept<M> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(loan) = self.0.take() {
-            loan.end(self.1);
+        if let Some(conn) = self.0.take() {
+            conn.end(self.1);
         }
     }
 }
 
 /// Somebody waits, or the pool is closed.
 #[cold]
-fn hand_on<M: ManageConnection>(loan: Box<Loan<M>>, slot: usize) {
-    // The loan may be gone, and with it its reference to the pool, before `restore` is through.
-    let pool = Arc::clone(&loan.pool);
-    pool.take_back(slot, loan);
+fn hand_on<M: ManageConnection>(conn: Box<Connection<M>>, slot: usize) {
+    // The connection may be gone, and with it its reference to the pool, before `check_in` is through.
+    let pool = Arc::clone(&conn.pool);
+    pool.check_in(slot, conn);
+}
+
+#[cold]
+fn check_in_and_sweep<M: ManageConnection>(mut conn: Box<Connection<M>>, slot: usize) {
+    let pool = Arc::clone(&conn.pool);
+    conn.sweeps = false;
+    if let Err(conn) = slots::put(conn, |conn| conn.slot(slot)) {
+        pool.check_in(slot, conn);
+    }
+    pool.sweep();
 }
 
 impl<M: ManageConnection> fmt::Debug for PooledConnection<M> {

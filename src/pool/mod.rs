@@ -2,25 +2,36 @@
 
 mod addresses;
 mod attempt;
+mod bag;
 mod builder;
+mod checkout;
 mod clock;
+mod connect;
+mod connection;
 mod error;
+mod expiry;
 mod guard;
-mod lending;
 mod lookup;
+mod maintenance;
 mod manager;
+#[cfg(all(test, forksafe_loom))]
+mod model;
+mod shared;
 #[allow(unsafe_code, reason = "the array of slots is the one other place for it")]
-mod rack;
+mod slots;
+mod validate;
 
 pub use attempt::{Attempt, Dial, DialError, Target};
 pub use builder::Builder;
+#[cfg(feature = "testing")]
+pub(crate) use clock::advance;
 pub use error::Error;
 pub use guard::PooledConnection;
 pub use manager::{Fault, ManageConnection, Reset, Unread};
 
 use crate::Deadline;
 use builder::Config;
-use lending::Shared;
+use shared::Shared;
 use std::fmt;
 use std::sync::atomic::Ordering::*;
 use std::sync::{Arc, Weak};
@@ -120,7 +131,7 @@ impl<M: ManageConnection> Pool<M> {
     /// (With [`test_on_check_out`](Builder::test_on_check_out) it still asks the server.)
     #[inline]
     pub fn try_get(&self) -> Option<PooledConnection<M>> {
-        self.0.check_out_idle()
+        self.0.check_out(Duration::ZERO).ok()
     }
 
     /// Opens connections until `n` are idle or the pool is full; returns how many it opened. For a worker that wants
@@ -150,7 +161,7 @@ impl<M: ManageConnection> Pool<M> {
     /// Closes the pool: idle connections now, lent ones when they come back. [`get`](Self::get) returns an error from
     /// here on, in this process and in the children forked from it later.
     pub fn close(&self) {
-        self.0.close(None);
+        self.0.close(Deadline::never());
     }
 
     /// [Closes](Self::close) the pool and waits until every connection has come back.
@@ -160,14 +171,24 @@ impl<M: ManageConnection> Pool<M> {
     /// [`Error::is_timeout`] when some are still lent then. The pool is closed all the same.
     pub fn close_timeout(&self, timeout: Duration) -> Result<(), Error> {
         let deadline = Deadline::after(timeout);
-        self.0.close(Some(deadline));
+        self.0.close(deadline);
         self.0.wait_until_empty(deadline).map_err(|usage| Error::timeout(self.0.named(), timeout, usage, None))
     }
 
     /// What this process's part of the pool looks like at the moment.
     pub fn state(&self) -> State {
-        let (connections, idle_connections, waiting) = self.0.counts();
-        State { connections, idle_connections, waiting, closed: self.0.is_closed() }
+        let closed = self.0.is_closed();
+        let nothing = State { connections: 0, idle_connections: 0, waiting: 0, unknown_descriptors: 0, closed };
+        self.0.existing().map_or(nothing, |local| {
+            let idle = local.bag.slots.idle();
+            State {
+                connections: local.bag.slots.occupied().max(idle) as u32,
+                idle_connections: idle as u32,
+                waiting: local.bag.waiting() as u32,
+                unknown_descriptors: local.unknown.load(Relaxed),
+                closed,
+            }
+        })
     }
 
     /// A handle that does not keep the pool open.
@@ -222,7 +243,7 @@ impl<M: ManageConnection> Drop for Pool<M> {
     fn drop(&mut self) {
         // The lent connections keep `Shared` alive but are not handles: the last of those closes.
         if self.0.handles.fetch_sub(1, AcqRel) == 1 {
-            self.0.close(None);
+            self.0.close(Deadline::never());
         }
     }
 }
@@ -267,6 +288,9 @@ pub struct State {
     pub idle_connections: u32,
     /// Threads that wait for one.
     pub waiting: u32,
+    /// Connections whose descriptors nobody knows: a child abandons them, but they stay open there. See
+    /// [`Builder::require_known_descriptors`].
+    pub unknown_descriptors: u32,
     /// Whether the pool is closed.
     pub closed: bool,
 }

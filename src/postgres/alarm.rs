@@ -96,7 +96,7 @@ async fn stand_by(mut time: watch::Receiver<Option<Instant>>, alarm: Weak<Inner>
 static ALARMS: PerProcess<Mutex<HashMap<RawFd, Alarm>>> = PerProcess::new(Mutex::default);
 
 fn alarms() -> MutexGuard<'static, HashMap<RawFd, Alarm>> {
-    ALARMS.get().lock().unwrap_or_else(PoisonError::into_inner)
+    ALARMS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Sets the alarm of the client that the deadline is for, until the returned value is dropped.

@@ -41,7 +41,7 @@ pub(super) fn event_loop_of_this_runtime(from: RawFd) -> Result<EventLoop, Strin
 /// Children of this process get a signal pipe of their own from here on, if tokio has one: then every runtime watches it.
 pub(super) fn protect_signals() {
     static DONE: PerProcess<Once> = PerProcess::new(Once::new);
-    DONE.get().call_once(|| {
+    DONE.call_once(|| {
         let Ok(from) = probe::room_for(NEEDED) else { return };
         let Ok(runtime) = Builder::new_current_thread().enable_io().build() else { return };
         let inside = runtime.enter();

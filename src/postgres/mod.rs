@@ -203,8 +203,8 @@ where
         Ok(Reset::Keep)
     }
 
-    fn goodbye(&self, conn: Client, deadline: Deadline) {
-        say_goodbye(conn, deadline);
+    fn goodbye(&self, client: Client, deadline: Deadline) {
+        say_goodbye(client, deadline);
     }
 
     fn hosts(&self) -> Vec<(String, u16)> {

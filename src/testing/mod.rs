@@ -17,6 +17,7 @@
 mod assert;
 mod child;
 mod clean;
+mod clock;
 mod cluster;
 pub mod guide;
 mod hang;
@@ -38,6 +39,7 @@ mod witness_client;
 pub use assert::{Snapshot, assert_comes_to, assert_kept, assert_nothing_shared};
 pub use child::{Child, Outcome, child, child_then_exit};
 pub use clean::clean_process;
+pub use clock::advance_clock;
 pub use postgres::PrivatePostgres;
 pub use proc::{Process, descriptors, shared_sockets, socket_of};
 pub use redis::PrivateRedis;

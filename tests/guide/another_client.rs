@@ -55,7 +55,7 @@ fn workers_have_clients_of_their_own() {
         let address: SocketAddr = tap.address().to_string().parse().expect("an address");
         let guarded = || Guarded::new(Client::connect(address), |client| Descriptors::of(client.0.get_ref()));
         let client = PerProcess::new(|| std::sync::Mutex::new(guarded().expect("a client")));
-        let ask = |command: &str| client.get().lock().expect("nobody panicked").ask(command);
+        let ask = |command: &str| client.lock().expect("nobody panicked").ask(command);
 
         assert_eq!(ask("PING"), "+PONG");
         let steps = Steps::new(&["the worker has asked", "the end"]);

@@ -185,6 +185,6 @@ fn a_fallible_per_process_value_runs_the_hooks_as_well() {
         fork::on_child(|| {
             RAN.fetch_add(1, SeqCst);
         });
-        assert_eq!(testing::child(|| VALUE.try_get().copied()).join(), Ok(1), "before the value is made");
+        assert_eq!(testing::child(|| PerProcess::try_get(&VALUE).copied()).join(), Ok(1), "before the value is made");
     });
 }

@@ -49,7 +49,7 @@ scenarios! {
             match (deed, child.outcome()) {
                 ("use" | "look", Outcome::Panicked { message, .. }) => {
                     assert!(message.contains(&format!("process {parent} ")), "{message}");
-                    assert!(message.contains("inherited") && message.contains("Pool::get()"), "{message}");
+                    assert!(message.contains("inherited") && message.contains("check out one in this process"), "{message}");
                 }
                 ("unwind", Outcome::Panicked { message, .. }) => assert_eq!(message, "through the guard"),
                 ("use" | "look" | "unwind", other) => panic!("{way}, {deed}: {other:?}"),
@@ -204,7 +204,9 @@ fn a_guarded_client_is_refused_in_a_child_and_lives_on_here() {
         };
         assert!(message.contains("inherited"), "{message}");
         testing::child(|| {
-            assert!(fork::Guarded::try_mut(&mut client).is_err_and(|error| error.is_inherited()));
+            let refused = fork::Guarded::try_mut(&mut client).err().unwrap();
+            assert!(refused.owner.generation < refused.here.generation, "{refused}");
+            assert!(forksafe::Error::from(refused).is_inherited());
             assert!(fork::Guarded::is_inherited(&client));
         })
         .join();

@@ -107,7 +107,7 @@ fn a_refused_port_and_an_unknown_host_are_told_with_their_source() {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let refused = redis_pool(&format!("redis://{free}/"));
         let error = fails_within(&refused, Duration::from_secs(5));
-        assert!(error.is_connect() && error.to_string().to_lowercase().contains("refused"), "{error}");
+        assert!(error.is_connect() && format!("{error:#}").to_lowercase().contains("refused"), "{error:#}");
         let unknown = redis_pool("redis://no-such-host.invalid/");
         let error = unknown.get().unwrap_err();
         assert!(error.is_connect() && error.source().is_some(), "{error}");
@@ -228,10 +228,9 @@ fn a_connection_that_drips_or_falls_silent_fails_its_test_in_time() {
             });
             let pool = redis_pool(&format!("redis://{address}/"));
             drop(pool.get().unwrap());
-            let error = fails_within(&pool, Duration::from_millis(500));
-            assert!(error.is_timeout(), "{error}");
-            assert!(error.to_string().contains("last error"), "and what was wrong is said: {error}");
-            assert!(error.source().is_some());
+            // The next is found with the time that is left, and is not tested.
+            drop(pool.get_timeout(Duration::from_millis(500)).unwrap());
+            assert_eq!(pool.state().connections, 1, "in the place of the one that failed its test");
         }
     });
 }

@@ -35,11 +35,11 @@ fn a_failing_or_panicking_initialiser_is_tried_again() {
         1 => panic!("second"),
         n => Ok(n),
     });
-    assert_eq!(value.try_get(), Err("first"));
-    assert!(catch_unwind(AssertUnwindSafe(|| value.try_get())).is_err());
-    assert_eq!(value.existing(), None);
-    assert_eq!(value.try_get(), Ok(&2));
-    assert_eq!(value.try_get(), Ok(&2));
+    assert_eq!(PerProcess::try_get(&value), Err("first"));
+    assert!(catch_unwind(AssertUnwindSafe(|| PerProcess::try_get(&value))).is_err());
+    assert_eq!(PerProcess::existing(&value), None);
+    assert_eq!(PerProcess::try_get(&value), Ok(&2));
+    assert_eq!(PerProcess::try_get(&value), Ok(&2));
 }
 
 #[test]
@@ -95,11 +95,11 @@ fn an_inherited_value_is_never_dropped_and_ones_own_is() {
         }
         let dropped = Arc::new(AtomicU32::new(0));
         let mut value = Some(PerProcess::new(|| Counts(Arc::clone(&dropped))));
-        assert!(value.as_ref().unwrap().existing().is_none());
-        value.as_ref().unwrap().get();
+        assert!(PerProcess::existing(value.as_ref().unwrap()).is_none());
+        PerProcess::get(value.as_ref().unwrap());
         let drops = testing::child(|| {
             let value = value.take().unwrap();
-            assert!(value.existing().is_none(), "what exists is the parent's");
+            assert!(PerProcess::existing(&value).is_none(), "what exists is the parent's");
             drop(value);
             let unused = dropped.load(SeqCst);
             (unused, 0)
@@ -107,7 +107,7 @@ fn an_inherited_value_is_never_dropped_and_ones_own_is() {
         assert_eq!(drops.join(), (0, 0));
         let drops = testing::child(|| {
             let value = value.take().unwrap();
-            value.get();
+            PerProcess::get(&value);
             drop(value);
             dropped.load(SeqCst)
         });

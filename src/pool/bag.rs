@@ -1,0 +1,490 @@
+//! The slots of one process, and the threads that wait for one.
+//!
+//! *Eventual fairness.* What comes back lies in its slot, and a thread that runs may take it; the first in line is woken to
+//! look for itself, one at a time. Only who has waited for longer than a [bound](Pace::bound) is handed the next one directly,
+//! first come first served. To hand over every time would be a lock convoy: each return would wait for the scheduler
+//! to bring the next thread up. (The same is done by WebKit's locks, parking_lot, and Go's mutex.)
+//!
+//! *No wake-up is lost.* While threads wait and none of them has been told to look, every slot is WANTED, or SPARE because
+//! nobody in line has the time to connect: so each return comes for the lock. Whoever changes that under the lock
+//! calls [`Bag::settle`], which tells somebody to look, or makes it so again.
+
+use super::clock::Coarse;
+use super::slots::Slots;
+use crate::Deadline;
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, yield_now};
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// What one gets: a slot, with a connection or with the right to make one.
+pub(super) enum Taken<T> {
+    Idle(usize, Box<T>),
+    Vacant(usize),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Refusal {
+    Closed,
+    Timeout,
+}
+
+/// What a thread asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish {
+    /// The slot to look at first.
+    pub(super) near: usize,
+    /// Until when it waits.
+    pub(super) deadline: Deadline,
+    /// Until when it has the time to make a connection.
+    pub(super) connect_by: Deadline,
+}
+
+/// How often one looks again before going to sleep: the holders may be about to return what they have.
+const LOOKS: u32 = if cfg!(forksafe_loom) { 0 } else { 3 };
+
+/// How long the one who goes through a gate that had been shut has to show that it may be opened.
+const PROBE: Duration = Duration::from_secs(1);
+
+pub(super) struct Bag<T> {
+    pub(super) slots: Slots<T>,
+    queue: Mutex<Queue<T>>,
+    /// Signalled when a closed bag loses a connection.
+    emptied: Condvar,
+    /// Until then no vacant slot is given out: the server has no room, or is away.
+    gate: AtomicU64,
+}
+
+struct Queue<T> {
+    closed: bool,
+    /// One of those in line has been told to look, and has not done so yet.
+    waking: bool,
+    line: VecDeque<Arc<Waiter<T>>>,
+    pace: Pace,
+}
+
+/// A thread in line.
+struct Waiter<T> {
+    since: Instant,
+    connect_by: Deadline,
+    told: Mutex<Told<T>>,
+    is_told: Condvar,
+}
+
+enum Told<T> {
+    Nothing,
+    /// There may be something. Until it has looked, `Queue::waking` holds.
+    Look,
+    Given(Taken<T>),
+    Refused(Refusal),
+}
+
+impl<T> Bag<T> {
+    pub(super) fn new(size: usize) -> Self {
+        let queue = Queue { closed: false, waking: false, line: VecDeque::new(), pace: Pace::default() };
+        Self { slots: Slots::new(size), queue: Mutex::new(queue), emptied: Condvar::new(), gate: AtomicU64::new(0) }
+    }
+
+    /// A connection or the right to make one, waiting for it until the deadline.
+    pub(super) fn acquire(&self, wish: Wish) -> Result<Taken<T>, Refusal> {
+        for look in 0..=LOOKS {
+            if let Some(taken) = self.take(wish) {
+                return Ok(taken);
+            }
+            if wish.deadline.is_over() {
+                break;
+            }
+            if look < LOOKS {
+                yield_now();
+            }
+        }
+        let waiter = match self.join(wish)? {
+            Joined::Served(taken) => return Ok(taken),
+            Joined::InLine(waiter) => waiter,
+        };
+        loop {
+            let is_shut = Cell::new(false);
+            match waiter.wait(|| wish.deadline.sooner(self.gate_opens(&is_shut))) {
+                Told::Given(taken) => return Ok(taken),
+                Told::Refused(why) => return Err(why),
+                Told::Nothing if wish.deadline.is_over() => return self.leave(&waiter),
+                // Told to look, or the gate has opened.
+                told => {
+                    if let Some(taken) = self.look(&waiter, wish, matches!(told, Told::Look)) {
+                        return Ok(taken);
+                    }
+                }
+            }
+        }
+    }
+
+    /// As one whose deadline comes at some moment of its wait.
+    #[cfg(all(test, forksafe_loom))]
+    pub(super) fn acquire_or_leave(&self, wish: Wish) -> Option<Taken<T>> {
+        match self.join(wish).ok()? {
+            Joined::Served(taken) => Some(taken),
+            Joined::InLine(waiter) => self.leave(&waiter).ok(),
+        }
+    }
+
+    fn take(&self, wish: Wish) -> Option<Taken<T>> {
+        if let Some((slot, connection)) = self.slots.take_idle(wish.near) {
+            return Some(Taken::Idle(slot, connection));
+        }
+        if !self.may_connect(wish.connect_by) {
+            return None;
+        }
+        let number = self.slots.take_vacant()?;
+        self.admit(number).then_some(Taken::Vacant(number))
+    }
+
+    /// To the end of the line, unless there is something to be had.
+    fn join(&self, wish: Wish) -> Result<Joined<T>, Refusal> {
+        let mut queue = self.lock();
+        if queue.closed {
+            return Err(Refusal::Closed);
+        }
+        if wish.deadline.is_over() {
+            return Err(Refusal::Timeout);
+        }
+        if let Some(taken) = self.take_or_want(wish) {
+            return Ok(Joined::Served(taken));
+        }
+        let waiter = Arc::new(Waiter {
+            since: Instant::now(),
+            connect_by: wish.connect_by,
+            told: Mutex::new(Told::Nothing),
+            is_told: Condvar::new(),
+        });
+        queue.line.push_back(Arc::clone(&waiter));
+        Ok(Joined::InLine(waiter))
+    }
+
+    /// Under the lock: something to be had, or else every slot WANTED.
+    fn take_or_want(&self, wish: Wish) -> Option<Taken<T>> {
+        let may_connect = self.may_connect(wish.connect_by);
+        for (number, slot) in self.slots.iter() {
+            loop {
+                if let Some(connection) = slot.take_idle() {
+                    return Some(Taken::Idle(number, connection));
+                }
+                if may_connect && slot.take_vacant() {
+                    if self.pass_gate() {
+                        return Some(Taken::Vacant(number));
+                    }
+                    slot.put_vacant();
+                    break;
+                }
+                if slot.want() || (!may_connect && slot.spare()) {
+                    break;
+                }
+            }
+        }
+        None
+    }
+
+    /// A thread in line looks for itself.
+    fn look(&self, waiter: &Arc<Waiter<T>>, wish: Wish, was_told: bool) -> Option<Taken<T>> {
+        let mut queue = self.lock();
+        let told = std::mem::replace(&mut *waiter.lock(), Told::Nothing);
+        if was_told || matches!(told, Told::Look) {
+            queue.waking = false;
+        }
+        let taken = match told {
+            // Between the wait and the lock.
+            Told::Given(taken) => Some(taken),
+            Told::Refused(why) => {
+                *waiter.lock() = Told::Refused(why);
+                return None;
+            }
+            Told::Look | Told::Nothing => self.take_or_want(wish),
+        };
+        if taken.is_some() {
+            queue.remove(waiter);
+        }
+        self.settle(&mut queue);
+        taken
+    }
+
+    /// Its time is over.
+    fn leave(&self, waiter: &Arc<Waiter<T>>) -> Result<Taken<T>, Refusal> {
+        let mut queue = self.lock();
+        queue.remove(waiter);
+        match std::mem::replace(&mut *waiter.lock(), Told::Nothing) {
+            Told::Given(taken) => return Ok(taken),
+            Told::Refused(why) => return Err(why),
+            // It was told to look and will not: somebody else has to.
+            Told::Look => queue.waking = false,
+            Told::Nothing => {}
+        }
+        self.settle(&mut queue);
+        Err(Refusal::Timeout)
+    }
+
+    /// Under the lock: if nobody in line has been told to look, tells somebody, or makes every slot WANTED.
+    fn settle(&self, queue: &mut Queue<T>) {
+        if queue.waking || queue.line.is_empty() {
+            return;
+        }
+        for (_, slot) in self.slots.iter() {
+            loop {
+                let who = if slot.is_idle() {
+                    queue.line.front()
+                } else if slot.is_vacant() {
+                    queue.line.iter().find(|waiter| self.may_connect(waiter.connect_by))
+                } else {
+                    None
+                };
+                let Some(who) = who else {
+                    if slot.want() || slot.spare() {
+                        break;
+                    }
+                    continue;
+                };
+                who.tell(Told::Look);
+                queue.waking = true;
+                return;
+            }
+        }
+    }
+
+    /// What a return does when [`put`](super::slots::put) gave the connection back. When the bag is closed the connection is
+    /// the caller's again, and so is the slot to vacate.
+    #[must_use]
+    pub(super) fn restore(&self, number: usize, connection: Box<T>) -> Option<Box<T>> {
+        let mut queue = self.lock();
+        if queue.closed {
+            return Some(connection);
+        }
+        let slot = self.slots.slot(number);
+        let now = Instant::now();
+        let bound = queue.check_in(now);
+        match queue.line.front() {
+            None => slot.put_idle(connection),
+            Some(first) if now.saturating_duration_since(first.since) >= bound => {
+                if let Some(first) = queue.line.pop_front() {
+                    let was_told = first.tell(Told::Given(Taken::Idle(number, connection)));
+                    queue.waking &= !was_told;
+                    if was_told {
+                        self.settle(&mut queue);
+                    }
+                }
+            }
+            Some(first) => {
+                slot.put_idle(connection);
+                if !queue.waking {
+                    first.tell(Told::Look);
+                    queue.waking = true;
+                }
+            }
+        }
+        None
+    }
+
+    /// Gives up a slot whose connection is gone, or was never made.
+    pub(super) fn vacate(&self, number: usize) {
+        let slot = self.slots.slot(number);
+        if slot.vacate() {
+            self.slots.has_vacant(number);
+            return;
+        }
+        let mut queue = self.lock();
+        if queue.closed {
+            slot.put_gone();
+            self.emptied.notify_all();
+            return;
+        }
+        // To connect takes long: there is nothing to be won by leaving it to who comes by.
+        match queue.line.iter().position(|waiter| self.may_connect(waiter.connect_by)) {
+            Some(place) if self.pass_gate() => {
+                if let Some(waiter) = queue.line.remove(place) {
+                    let was_told = waiter.tell(Told::Given(Taken::Vacant(number)));
+                    queue.waking &= !was_told;
+                    if was_told {
+                        self.settle(&mut queue);
+                    }
+                }
+            }
+            _ => {
+                slot.put_vacant();
+                self.slots.has_vacant(number);
+            }
+        }
+    }
+
+    /// From now on and for so long no vacant slot is given out; who waits gets what comes back. Then one at a time is,
+    /// until [`open_gate`](Self::open_gate).
+    pub(super) fn shut_gate(&self, time: Duration) {
+        self.gate.store(Coarse::now().plus_duration(time).as_nanos(), Relaxed);
+        for waiter in &self.lock().line {
+            // Under its lock, so that it is not between a look at the gate and its wait.
+            let _told = waiter.lock();
+            waiter.is_told.notify_one();
+        }
+    }
+
+    /// A connect has succeeded.
+    #[inline]
+    pub(super) fn open_gate(&self) {
+        if self.gate.load(Relaxed) != 0 {
+            self.gate.store(0, Relaxed);
+            self.settle(&mut self.lock());
+        }
+    }
+
+    /// When a gate opens that was seen to be shut. Never, if it is open: then who vacates a slot hands it over.
+    fn gate_opens(&self, is_shut: &Cell<bool>) -> Deadline {
+        let opens = Coarse::from_nanos(self.gate.load(Relaxed)).plus_duration(Coarse::RESOLUTION);
+        let left = opens.since(Coarse::now());
+        if left.is_zero() && !is_shut.get() {
+            return Deadline::never();
+        }
+        is_shut.set(true);
+        Deadline::after(left)
+    }
+
+    /// Whether a vacant slot is of use to somebody.
+    fn may_connect(&self, connect_by: Deadline) -> bool {
+        let gate = self.gate.load(Relaxed);
+        (gate == 0 || gate <= Coarse::now().as_nanos()) && !connect_by.is_over()
+    }
+
+    /// Where the gate had been shut, one goes through at a time.
+    fn pass_gate(&self) -> bool {
+        let gate = self.gate.load(Relaxed);
+        let now = Coarse::now();
+        let next = now.plus_duration(PROBE).as_nanos();
+        gate == 0 || (gate <= now.as_nanos() && self.gate.compare_exchange(gate, next, Relaxed, Relaxed).is_ok())
+    }
+
+    /// For a vacant slot that was taken: gives it up again if its taker does not get through the gate.
+    fn admit(&self, number: usize) -> bool {
+        let admitted = self.pass_gate();
+        if !admitted {
+            self.vacate(number);
+        }
+        admitted
+    }
+
+    /// Nothing is given out any more; those who wait are told. Returns the idle connections.
+    pub(super) fn close(&self) -> Vec<Box<T>> {
+        let mut queue = self.lock();
+        queue.closed = true;
+        let mut idle = Vec::new();
+        for (_, slot) in self.slots.iter() {
+            while !slot.is_gone() {
+                match slot.take_idle() {
+                    Some(connection) => idle.push(connection),
+                    None if slot.take_vacant() => {}
+                    // Somebody's: its return will fail to put it, and find the bag closed.
+                    None if slot.want() => break,
+                    None => continue,
+                }
+                slot.put_gone();
+            }
+        }
+        for waiter in queue.line.drain(..) {
+            waiter.tell(Told::Refused(Refusal::Closed));
+        }
+        self.emptied.notify_all();
+        idle
+    }
+
+    /// After [`close`](Self::close): waits until every slot has been vacated. False at the deadline.
+    pub(super) fn wait_until_empty(&self, deadline: Deadline) -> bool {
+        let mut queue = self.lock();
+        while self.slots.occupied() > 0 {
+            if deadline.is_over() {
+                return false;
+            }
+            queue = deadline.wait(&self.emptied, queue);
+        }
+        true
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().line.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue<T>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Joined<T> {
+    Served(Taken<T>),
+    InLine(Arc<Waiter<T>>),
+}
+
+impl<T> Queue<T> {
+    fn remove(&mut self, waiter: &Arc<Waiter<T>>) {
+        self.line.retain(|other| !Arc::ptr_eq(other, waiter));
+    }
+
+    /// Something comes back: how long the first in line may have waited before it is handed over.
+    fn check_in(&mut self, now: Instant) -> Duration {
+        #[cfg(all(test, forksafe_loom))]
+        if super::model::HANDS_OVER.load(Relaxed) {
+            return Duration::ZERO;
+        }
+        self.pace.check_in(now, self.line.len());
+        self.pace.bound(self.line.len())
+    }
+}
+
+impl<T> Waiter<T> {
+    /// Whether it had been told to look, and had not yet.
+    fn tell(&self, what: Told<T>) -> bool {
+        let before = std::mem::replace(&mut *self.lock(), what);
+        self.is_told.notify_one();
+        matches!(before, Told::Look)
+    }
+
+    /// `until` may change while it waits.
+    fn wait(&self, until: impl Fn() -> Deadline) -> Told<T> {
+        let mut told = self.lock();
+        loop {
+            let until = until();
+            if !matches!(*told, Told::Nothing) || until.is_over() {
+                return std::mem::replace(&mut *told, Told::Nothing);
+            }
+            told = until.wait(&self.is_told, told);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Told<T>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How quickly connections come back while somebody waits.
+#[derive(Default)]
+struct Pace {
+    last: Option<Instant>,
+    gap: Duration,
+}
+
+impl Pace {
+    /// Whoever has waited for longer than this is handed the next one.
+    const SHORTEST: Duration = Duration::from_millis(1);
+    const LONGEST: Duration = Duration::from_millis(20);
+
+    fn check_in(&mut self, now: Instant, waiting: usize) {
+        if waiting == 0 {
+            self.last = None;
+            return;
+        }
+        if let Some(last) = self.last.replace(now) {
+            let gap = now.saturating_duration_since(last).min(Self::LONGEST);
+            self.gap = (self.gap * 7 + gap) / 8;
+        }
+    }
+
+    /// Twice what an ideal queue would make one wait: everybody ahead is served first.
+    fn bound(&self, waiting: usize) -> Duration {
+        let ideal = self.gap * u32::try_from(waiting).unwrap_or(u32::MAX);
+        (ideal * 2).clamp(Self::SHORTEST, Self::LONGEST)
+    }
+}

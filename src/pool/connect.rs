@@ -1,0 +1,135 @@
+//! How a connection is made: before a deadline, again if a fork came in between, and what becomes of the pool if it fails.
+
+use super::clock::Coarse;
+use super::connection::Connection;
+use super::error::Source;
+use super::expiry;
+use super::shared::{Local, Shared};
+use super::{Attempt, Error, Fault, ManageConnection};
+use crate::Deadline;
+use crate::fork::{self, Goodbye, Guarded};
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// How long nobody connects after a first failure; twice as long after each further one.
+const FIRST_BACK_OFF: Duration = Duration::from_millis(10);
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
+
+pub(super) enum Connected<M: ManageConnection> {
+    Fit(Box<Connection<M>>),
+    /// This is a child that was forked in the middle: it starts over.
+    Forked,
+    /// It could not be protected, and was closed.
+    Refused(Error),
+    Failed {
+        why: Source,
+        /// It is worth the wait for what comes back, or for a later attempt.
+        waits: bool,
+    },
+}
+
+enum Failure<E> {
+    Refused(Error),
+    Failed(E),
+}
+
+impl<M: ManageConnection> Shared<M> {
+    pub(super) fn connect(self: &Arc<Self>, local: &Local<M>, deadline: Deadline) -> Connected<M> {
+        let mut begun = Instant::now();
+        let opened = Guarded::apart_from_forks(deadline, || {
+            begun = Instant::now();
+            self.open(deadline)
+        });
+        match opened {
+            Ok(Some(client)) => {
+                local.connect_time.note(begun.elapsed());
+                local.failures.store(0, Relaxed);
+                local.bag.open_gate();
+                Connected::Fit(self.connection(local, client))
+            }
+            Ok(None) => Connected::Forked,
+            Err(Failure::Refused(error)) => Connected::Refused(error),
+            Err(Failure::Failed(why)) => self.failed(local, why),
+        }
+    }
+
+    /// `None` in a child that was forked in the middle.
+    fn open(self: &Arc<Self>, deadline: Deadline) -> Result<Option<Guarded<M::Connection>>, Failure<M::Error>> {
+        let here = fork::generation();
+        let mut attempt = Attempt::with(deadline, Arc::clone(&self.addresses));
+        let connected = attempt.clone().run(|| {
+            let connected = self.manager.connect_within(&mut attempt);
+            if let (Ok(client), true) = (&connected, fork::generation() == here) {
+                attempt.own_unless_published(&self.manager, client);
+            }
+            connected
+        });
+        if fork::generation() != here {
+            mem::forget((connected, attempt));
+            return Ok(None);
+        }
+        let refused = attempt.refused();
+        let client = match connected {
+            Ok(client) => client,
+            Err(why) => {
+                // Shut down, for a child that was forked meanwhile and has a copy.
+                attempt.forget_all();
+                return Err(refused.map_or_else(|| Failure::Failed(why), Failure::Refused));
+            }
+        };
+        let goodbye = Arc::clone(self) as Arc<dyn Goodbye<M::Connection>>;
+        let mut client = Guarded::from_parts(client, attempt.finish(), Some(goodbye));
+        match refused.or_else(|| self.objects_to(&client)) {
+            Some(why) => {
+                client.goodbye_by(deadline);
+                Err(Failure::Refused(why))
+            }
+            None => Ok(Some(client)),
+        }
+    }
+
+    fn objects_to(&self, client: &Guarded<M::Connection>) -> Option<Error> {
+        let unknown = self.config.require_known_descriptors && !client.registration().is_known();
+        unknown.then(|| {
+            Error::unprotected(
+                "its manager does not name the descriptors of its connections (ManageConnection::socket or descriptors), \
+                 and the pool was built with require_known_descriptors",
+            )
+        })
+    }
+
+    fn connection(self: &Arc<Self>, local: &Local<M>, client: Guarded<M::Connection>) -> Box<Connection<M>> {
+        if !client.registration().is_known() {
+            local.unknown.fetch_add(1, Relaxed);
+        }
+        Box::new(Connection {
+            client,
+            times: self.limits.born(Coarse::now(), expiry::chance()),
+            epoch: local.epoch.load(Relaxed),
+            condemned: false,
+            sweeps: false,
+            pool: Arc::clone(self),
+        })
+    }
+
+    #[cold]
+    fn failed(&self, local: &Local<M>, why: M::Error) -> Connected<M> {
+        let fault = self.manager.classify(&why);
+        if fault == Fault::Server {
+            self.addresses.doubt();
+        }
+        // Connections of one's own come back; that the server has no room for more is no reason to fail.
+        let comes_back = fault == Fault::NoRoom && local.bag.slots.occupied() > 1;
+        let waits = comes_back || self.config.retry_connect;
+        if waits {
+            let failures = local.failures.fetch_add(1, Relaxed).min(16);
+            let longest = (FIRST_BACK_OFF * (1 << failures)).min(LONGEST_BACK_OFF);
+            // At least half of it, the rest as chance will have it: siblings should not knock in chorus.
+            let chance = (expiry::chance() >> 32) as f64 / f64::from(u32::MAX);
+            local.bag.shut_gate(longest.mul_f64(0.5 + chance / 2.0));
+        }
+        Connected::Failed { why: Box::new(why), waits }
+    }
+}

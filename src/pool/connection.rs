@@ -1,0 +1,139 @@
+//! A connection and all that belongs to it.
+
+use super::expiry::Times;
+use super::shared::{Local, Shared};
+use super::slots::Slot;
+use super::{ManageConnection, Reset};
+use crate::Deadline;
+use crate::fork::{self, Goodbye, Guarded};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// Lies in its slot, or travels with its guard. Written at every checkout: no two share a cache line.
+#[repr(align(64))]
+pub(super) struct Connection<M: ManageConnection> {
+    pub(super) client: Guarded<M::Connection>,
+    pub(super) times: Times,
+    /// See [`Local::epoch`].
+    pub(super) epoch: u64,
+    /// It is to be closed when it comes back.
+    pub(super) condemned: bool,
+    /// Its holder looks for stale ones when it comes back.
+    pub(super) sweeps: bool,
+    /// What keeps the pool alive, so that lending touches no counter that threads share.
+    pub(super) pool: Arc<Shared<M>>,
+}
+
+/// How long a reset may take, if the pool has no time to wait at all.
+const RESET: Duration = Duration::from_secs(1);
+
+impl<M: ManageConnection> Connection<M> {
+    /// The part of the pool that a connection of this process belongs to.
+    #[inline]
+    pub(super) fn local(&self) -> &Local<M> {
+        self.pool.existing_in(self.client.generation()).expect("bug: a connection without its pool")
+    }
+
+    #[inline]
+    pub(super) fn slot(&self, number: usize) -> &Slot<Self> {
+        self.local().bag.slots.slot(number)
+    }
+
+    /// Whether it may go back, after all that its manager does about it. Any of its methods may fork.
+    #[inline]
+    pub(super) fn is_fit_to_return(&mut self) -> bool {
+        !self.condemned
+            && self.epoch == self.local().epoch.load(Relaxed)
+            && !self.pool.manager.has_broken(self.client.value_mut())
+            && (!self.pool.manager.resets() || self.is_reset())
+            && (!self.was_replaced() || self.republish())
+    }
+
+    #[cold]
+    fn is_reset(&mut self) -> bool {
+        let time = self.pool.config.connection_timeout;
+        let deadline = Deadline::after(if time.is_zero() { RESET } else { time });
+        let deadline = deadline.on(self.client.registration().first());
+        matches!(self.pool.manager.reset(self.client.value_mut(), deadline), Ok(Reset::Keep))
+    }
+
+    /// Whether the client is another than the one whose descriptors were published, as far as its number tells.
+    #[inline]
+    fn was_replaced(&mut self) -> bool {
+        use std::os::fd::AsRawFd;
+        if self.client.generation() != fork::generation() {
+            return false; // A method of the manager's forked.
+        }
+        let registered = self.client.registration().first();
+        let socket = self.pool.manager.socket(self.client.value_mut());
+        socket.is_some_and(|socket| Some(socket.as_raw_fd()) != registered)
+    }
+
+    /// Publishes the descriptors of a client that was replaced. False if they cannot be named.
+    #[cold]
+    pub(super) fn republish(&mut self) -> bool {
+        let descriptors = self.pool.manager.descriptors(self.client.value_mut());
+        self.client.generation() == fork::generation() && self.client.registration_mut().replace(descriptors).is_ok()
+    }
+
+    /// Closes the connection and vacates its slot. An inherited one is abandoned.
+    #[cold]
+    pub(super) fn end(self, number: usize) {
+        self.detach(number, drop);
+    }
+
+    /// As [`end`](Self::end), by a deadline.
+    #[cold]
+    pub(super) fn end_by(mut self, deadline: Deadline, number: usize) {
+        self.client.goodbye_by(deadline);
+        self.end(number);
+    }
+
+    /// Takes the connection out of the pool.
+    pub(super) fn detach<T>(self, number: usize, then: impl FnOnce(Guarded<M::Connection>) -> T) -> T {
+        let made_in = self.client.generation();
+        let (client, pool) = self.take_apart();
+        let _vacates = Vacates { number, made_in, pool };
+        then(client)
+    }
+
+    /// Closes the connection; its slot stays the caller's.
+    pub(super) fn close(self) {
+        drop(self.take_apart().0);
+    }
+
+    fn take_apart(self) -> (Guarded<M::Connection>, Arc<Shared<M>>) {
+        let Self { client, pool, .. } = self;
+        if !client.registration().is_known()
+            && let Some(local) = pool.existing_in(client.generation())
+        {
+            local.unknown.fetch_sub(1, Relaxed);
+        }
+        (client, pool)
+    }
+}
+
+/// Gives a slot back when its connection has gone, also by a panic. Not in a child: neither in one that inherited the
+/// connection, nor in one that a goodbye forked.
+struct Vacates<M: ManageConnection> {
+    number: usize,
+    made_in: fork::Generation,
+    pool: Arc<Shared<M>>,
+}
+
+impl<M: ManageConnection> Drop for Vacates<M> {
+    fn drop(&mut self) {
+        if self.made_in == fork::generation()
+            && let Some(local) = self.pool.existing()
+        {
+            local.bag.vacate(self.number);
+        }
+    }
+}
+
+impl<M: ManageConnection> Goodbye<M::Connection> for Shared<M> {
+    fn say(&self, conn: M::Connection, deadline: Deadline) {
+        self.manager.goodbye(conn, deadline);
+    }
+}

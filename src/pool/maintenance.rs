@@ -1,0 +1,146 @@
+//! What is done about connections that nobody asked for: they are opened ahead of time, closed when they have been idle for
+//! too long, and closed when the pool is.
+
+use super::checkout::Vacancy;
+use super::clock::Coarse;
+use super::connect::Connected;
+use super::connection::Connection;
+use super::error::Usage;
+use super::shared::{Call, Local, Shared};
+use super::validate::Validity;
+use super::{Error, ManageConnection};
+use crate::Deadline;
+use crate::fork;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// All goodbyes of one `disconnect`, `close` or sweep take no longer than this together.
+const GOODBYES: Duration = Duration::from_secs(5);
+
+impl<M: ManageConnection> Shared<M> {
+    /// Opens connections until `wanted` are idle or the pool is full; says how many it opened.
+    pub(super) fn warm_up(self: &Arc<Self>, wanted: u32) -> Result<u32, Error> {
+        let call = Call::new(self.config.connection_timeout);
+        let mut opened = 0;
+        // Counted once; and once more in a child that was forked in the middle.
+        'count: loop {
+            if wanted == 0 {
+                return Ok(0);
+            }
+            let local = self.local(&call)?;
+            let here = fork::generation();
+            for _ in local.bag.slots.idle()..wanted as usize {
+                if call.deadline.is_over() && !call.timeout.is_zero() {
+                    return Err(self.timed_out(&call, local));
+                }
+                let Some(slot) = local.bag.slots.take_vacant() else { break };
+                let vacancy = Vacancy { local, slot, here };
+                match self.connect(local, if call.timeout.is_zero() { call.budget(GOODBYES) } else { call.deadline }) {
+                    Connected::Fit(conn) => {
+                        self.check_in(vacancy.keep(), conn);
+                        opened += 1;
+                    }
+                    Connected::Forked => {
+                        opened = 0;
+                        continue 'count;
+                    }
+                    Connected::Refused(error) => return Err(error),
+                    Connected::Failed { why, .. } => {
+                        return Err(Error::connect(self.named(), self.manager.target(), why));
+                    }
+                }
+            }
+            return Ok(opened);
+        }
+    }
+
+    /// Closes what has expired, one connection at a time so that the others stay to be had. What `min_idle` keeps beyond its
+    /// time is tested, so that it need not be replaced by who asks for it.
+    pub(super) fn reap(&self) {
+        let Some(local) = self.existing() else { return };
+        let call = Call::new(self.config.connection_timeout);
+        self.close_expired(local, Deadline::after(GOODBYES), |conn| {
+            let validity = self.validate(local, conn, &call);
+            conn.client.generation() == fork::generation() && !matches!(validity, Validity::Unfit(_))
+        });
+    }
+
+    /// From time to time one of those who check a connection out is to look for others that have expired, when it comes
+    /// back.
+    pub(super) fn begin_sweep(&self, local: &Local<M>, conn: &mut Connection<M>, now: Coarse) {
+        let due = local.sweep_at.load(Relaxed);
+        if due <= now.as_nanos() {
+            let next = now.plus(self.limits.sweep_every).as_nanos();
+            conn.sweeps |= local.sweep_at.compare_exchange(due, next, Relaxed, Relaxed).is_ok();
+        }
+    }
+
+    #[cold]
+    pub(super) fn sweep(&self) {
+        const HURRIED: Duration = Duration::from_secs(1);
+        if let Some(local) = self.existing() {
+            self.close_expired(local, Deadline::after(HURRIED), |_| true);
+        }
+    }
+
+    /// Closes idle connections that are too old, and those that have been idle for too long down to `min_idle`. Of the
+    /// latter the rest is asked about.
+    fn close_expired(&self, local: &Local<M>, by: Deadline, mut stays: impl FnMut(&mut Connection<M>) -> bool) {
+        let now = Coarse::now();
+        let here = fork::generation();
+        let mut surplus = local.bag.slots.idle().saturating_sub(self.min_idle());
+        for (slot, place) in local.bag.slots.iter() {
+            let Some(mut conn) = place.take_idle() else { continue };
+            let is_stale = conn.times.is_stale(now);
+            let ends = conn.times.has_expired(now) || (is_stale && surplus > 0) || (is_stale && !stays(&mut conn));
+            if fork::generation() != here {
+                std::mem::forget(conn);
+                return; // The test forked, and this is the child: the slots are its parent's.
+            }
+            if ends {
+                surplus = surplus.saturating_sub(1);
+                conn.end_by(by, slot);
+            } else {
+                self.check_in(slot, conn);
+            }
+            if fork::generation() != here {
+                return; // A goodbye forked.
+            }
+        }
+    }
+
+    /// Closes idle connections, one at a time.
+    pub(super) fn disconnect(&self) {
+        let Some(local) = self.existing() else { return };
+        let (by, here) = (Deadline::after(GOODBYES), fork::generation());
+        for (slot, place) in local.bag.slots.iter() {
+            if let Some(conn) = place.take_idle() {
+                conn.end_by(by, slot);
+            }
+            if fork::generation() != here {
+                return;
+            }
+        }
+    }
+
+    /// By the deadline, if somebody waits for it.
+    pub(super) fn close(&self, by: Deadline) {
+        self.mark_closed();
+        let by = by.or_sooner(GOODBYES);
+        if let Some(local) = self.existing() {
+            for mut conn in local.bag.close() {
+                conn.client.goodbye_by(by);
+                conn.close();
+            }
+        }
+    }
+
+    /// After [`close`](Self::close). False at the deadline.
+    pub(super) fn wait_until_empty(&self, deadline: Deadline) -> Result<(), Usage> {
+        match self.existing() {
+            Some(local) if !local.bag.wait_until_empty(deadline) => Err(self.usage(local)),
+            _ => Ok(()),
+        }
+    }
+}

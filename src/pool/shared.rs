@@ -1,0 +1,207 @@
+//! What the handles of a pool share, and the part of it that each process has for itself.
+
+use super::addresses::Addresses;
+use super::bag::Bag;
+use super::builder::Config;
+use super::clock::Coarse;
+use super::connection::Connection;
+use super::error::{Named, Source, Usage};
+use super::expiry::Limits;
+use super::{Error, ManageConnection};
+use crate::Deadline;
+use crate::fork::hooks::{self, Due};
+use crate::fork::{self, PerProcess};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*, fence};
+use std::time::Duration;
+
+/// What the handles of a pool share, in every process. All that changes, but for counters that children may inherit, is in
+/// `local`.
+pub(super) struct Shared<M: ManageConnection> {
+    pub(super) config: Config,
+    pub(super) limits: Limits,
+    pub(super) manager: M,
+    pub(super) addresses: Arc<Addresses>,
+    local: PerProcess<Local<M>, ()>,
+    pub(super) handles: AtomicUsize,
+    /// Also read by children, which inherit it.
+    closed: AtomicBool,
+}
+
+/// The pool of one process.
+pub(super) struct Local<M: ManageConnection> {
+    pub(super) bag: Bag<Connection<M>>,
+    /// The child hooks are through, so that every thread may be served.
+    ready: AtomicBool,
+    /// Connections of an earlier epoch are condemned: their server is not what it was.
+    pub(super) epoch: AtomicU64,
+    /// One that was last proved before this is a suspect: another that had rested as long turned out to be silent.
+    pub(super) suspect_before: AtomicU64,
+    /// When ordinary traffic looks for connections that have been idle for too long.
+    pub(super) sweep_at: AtomicU64,
+    /// How long it takes to connect, and to test, in nanoseconds.
+    pub(super) connect_time: Typical,
+    pub(super) test_time: Typical,
+    /// How many connects have failed in a row.
+    pub(super) failures: AtomicU32,
+    /// Connections whose descriptors nobody knows.
+    pub(super) unknown: AtomicU32,
+}
+
+impl<M: ManageConnection> Shared<M> {
+    pub(super) fn new(config: Config, manager: M) -> Arc<Self> {
+        let addresses = Arc::new(Addresses::resolve(manager.hosts(), config.dns_ttl));
+        Arc::new(Self {
+            limits: Limits::of(&config),
+            config,
+            manager,
+            addresses,
+            local: PerProcess::new(()),
+            handles: AtomicUsize::new(1),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// This process's part, if every thread may be served from it.
+    #[inline]
+    pub(super) fn ready(&self) -> Option<&Local<M>> {
+        self.existing().filter(|local| local.ready.load(Acquire))
+    }
+
+    /// This process's part. In a child this is where the hooks run, and where the parent's part is abandoned.
+    pub(super) fn local(&self, call: &Call) -> Result<&Local<M>, Error> {
+        let due = hooks::run_due_within(call.deadline);
+        if let Some(why) = fork::unprotected() {
+            return Err(Error::unprotected(why));
+        }
+        let Ok(local) = PerProcess::get_with(&self.local, || Ok::<_, Infallible>(self.new_local()));
+        fence(SeqCst);
+        if self.closed.load(SeqCst) {
+            // Perhaps after `close` had looked for a local part and found none.
+            drop(local.bag.close());
+            return Err(Error::closed(self.named()));
+        }
+        match due {
+            Due::Through => local.ready.store(true, Release),
+            Due::Inside => {}
+            Due::TooLate => return Err(self.timed_out(call, local)),
+        }
+        Ok(local)
+    }
+
+    fn new_local(&self) -> Local<M> {
+        Local {
+            bag: Bag::new(self.config.max_size as usize),
+            ready: AtomicBool::new(false),
+            epoch: AtomicU64::new(0),
+            suspect_before: AtomicU64::new(0),
+            sweep_at: AtomicU64::new(Coarse::now().plus(self.limits.sweep_every).as_nanos()),
+            connect_time: Typical::default(),
+            test_time: Typical::default(),
+            failures: AtomicU32::new(0),
+            unknown: AtomicU32::new(0),
+        }
+    }
+
+    /// What there is of it in this process.
+    #[inline]
+    pub(super) fn existing(&self) -> Option<&Local<M>> {
+        PerProcess::existing(&self.local)
+    }
+
+    /// For a caller that has just asked which process this is.
+    #[inline]
+    pub(super) fn existing_in(&self, here: fork::Generation) -> Option<&Local<M>> {
+        PerProcess::existing_in(&self.local, here)
+    }
+
+    pub(super) fn mark_closed(&self) {
+        self.closed.store(true, SeqCst);
+        // Either we see the part that another thread is making, or it sees that the pool is closed.
+        fence(SeqCst);
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(SeqCst)
+    }
+
+    /// For errors.
+    pub(super) fn named(&self) -> Named {
+        Named(self.config.name.clone())
+    }
+
+    pub(super) fn usage(&self, local: &Local<M>) -> Usage {
+        let slots = &local.bag.slots;
+        let in_use = slots.occupied().saturating_sub(slots.idle()) as u32;
+        Usage { in_use, max_size: self.config.max_size, waiting: local.bag.waiting() }
+    }
+
+    pub(super) fn timed_out(&self, call: &Call, local: &Local<M>) -> Error {
+        Error::timeout(self.named(), call.timeout, self.usage(local), call.take_last())
+    }
+}
+
+/// One call of a user's, and the time that it has. There is one deadline for all that is done in it, and one budget for what
+/// has to be done about connections that others left behind.
+pub(super) struct Call {
+    pub(super) timeout: Duration,
+    pub(super) deadline: Deadline,
+    /// Of tests and goodbyes, from the first of them on.
+    budget: std::cell::OnceCell<Deadline>,
+    /// What went wrong last, if it did not end the call.
+    last: std::cell::RefCell<Option<Source>>,
+}
+
+impl Call {
+    pub(super) fn new(timeout: Duration) -> Self {
+        Self {
+            timeout,
+            deadline: Deadline::after(timeout),
+            budget: std::cell::OnceCell::new(),
+            last: std::cell::RefCell::new(None),
+        }
+    }
+
+    /// One test and goodbye after the other may take so long together: at most half of what is left, so that there is
+    /// time to connect. Who has no time to wait has time for this all the same: a test that may take none would only
+    /// destroy connections.
+    pub(super) fn budget(&self, most: Duration) -> Deadline {
+        *self.budget.get_or_init(|| {
+            let left = if self.timeout.is_zero() { Duration::MAX } else { self.deadline.remaining() / 2 };
+            Deadline::after(most.min(left))
+        })
+    }
+
+    /// Whether what had to be done about connections that others left behind has taken all the time that it may.
+    pub(super) fn budget_is_over(&self) -> bool {
+        self.budget.get().is_some_and(Deadline::is_over)
+    }
+
+    pub(super) fn failed(&self, why: impl Into<Option<Source>>) {
+        if let Some(why) = why.into() {
+            *self.last.borrow_mut() = Some(why);
+        }
+    }
+
+    fn take_last(&self) -> Option<Source> {
+        self.last.borrow_mut().take()
+    }
+}
+
+/// How long something takes, most of the time.
+#[derive(Default)]
+pub(super) struct Typical(AtomicU64);
+
+impl Typical {
+    pub(super) fn note(&self, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let before = self.0.load(Relaxed);
+        self.0.store(if before == 0 { took } else { before - before / 4 + took / 4 }, Relaxed);
+    }
+
+    /// Zero until it is known.
+    pub(super) fn time(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Relaxed))
+    }
+}

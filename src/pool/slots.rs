@@ -1,0 +1,229 @@
+//! Who has which slot: a fixed array of words, shared without a lock.
+//!
+//! A slot's word is vacant, or holds an idle connection's address, or says that somebody has it (TAKEN), that somebody has
+//! it and others wait (WANTED), or that the pool is closed (GONE):
+//!
+//! ```text
+//!             take                    take
+//!     idle --------> TAKEN <-------------------- vacant
+//!      ^                |  \------- vacate --------> ^  |
+//!      '------ put -----'                            |  | somebody waits, and will not connect
+//!                       | somebody waits             |  v
+//!                       v                   take     | SPARE
+//!                     WANTED <-----------------------|--'
+//!                       '--- under the lock of the waiters: handed on, or put, or vacated
+//! ```
+//!
+//! Taking and putting are one compare-and-swap each, and nobody looks at a counter of waiters: whoever is about to wait
+//! turns every TAKEN into WANTED first, and every vacant slot that it leaves alone into a SPARE one, which becomes WANTED when
+//! it is taken. So the compare-and-swap of the next return fails and comes for the waiters' lock. The one word is all
+//! that the threads share. Its ordering is Release when a connection goes in and
+//! Acquire when it comes out.
+//!
+//! A put is also the last thing that a return does to the array: once the connection is back in its slot another thread
+//! may take it, close the pool and free the array. [`put`] says how that is kept safe.
+
+use crate::sync::{AtomicPtr, Mutex, Ordering::*};
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed as RelaxedHint};
+
+/// One slot's word.
+pub(super) struct Slot<T>(AtomicPtr<T>);
+
+/// No object is ever at one of these addresses: the last four bytes of memory are not a `Box`'s.
+const TAKEN: usize = usize::MAX;
+const WANTED: usize = usize::MAX - 1;
+const GONE: usize = usize::MAX - 2;
+const SPARE: usize = usize::MAX - 3;
+
+fn mark<T>(word: usize) -> *mut T {
+    ptr::without_provenance_mut(word)
+}
+
+fn is_idle<T>(word: *mut T) -> bool {
+    !word.is_null() && word.addr() < SPARE
+}
+
+impl<T> Slot<T> {
+    pub(super) fn take_idle(&self) -> Option<Box<T>> {
+        let word = self.0.load(Relaxed);
+        if !is_idle(word) {
+            return None;
+        }
+        let taken = self.0.compare_exchange(word, mark(TAKEN), Acquire, Relaxed).ok()?;
+        // SAFETY: an idle word came from `Box::into_raw` in `put` or `put_idle`, and this exchange took it out: no other
+        // thread can have the same one. What the exchange returned is used, and not what was loaded before: the
+        // connection may have been freed and another made at its address in between.
+        Some(unsafe { Box::from_raw(taken) })
+    }
+
+    pub(super) fn take_vacant(&self) -> bool {
+        self.swap(0, TAKEN) || self.swap(SPARE, WANTED)
+    }
+
+    fn swap(&self, from: usize, to: usize) -> bool {
+        self.0.load(Relaxed).addr() == from && self.0.compare_exchange(mark(from), mark(to), Acquire, Relaxed).is_ok()
+    }
+
+    /// Under the waiters' lock: makes the return of a taken slot come for the lock. False when the slot has changed in
+    /// between and wants another look.
+    pub(super) fn want(&self) -> bool {
+        self.swap(TAKEN, WANTED) || self.0.load(Relaxed).addr() == WANTED
+    }
+
+    /// Under the waiters' lock: the same for a vacant slot that is left alone.
+    pub(super) fn spare(&self) -> bool {
+        self.swap(0, SPARE) || self.0.load(Relaxed).addr() == SPARE
+    }
+
+    pub(super) fn is_vacant(&self) -> bool {
+        matches!(self.0.load(Relaxed).addr(), 0 | SPARE)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        is_idle(self.0.load(Relaxed))
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.0.load(Relaxed).addr() == GONE
+    }
+
+    /// Connected, or being connected.
+    fn is_occupied(&self) -> bool {
+        !matches!(self.0.load(Relaxed).addr(), 0 | SPARE | GONE)
+    }
+
+    /// Gives up a slot of the caller's. False if somebody waits, or the pool is closed.
+    pub(super) fn vacate(&self) -> bool {
+        self.0.compare_exchange(mark(TAKEN), ptr::null_mut(), Release, Relaxed).is_ok()
+    }
+
+    /// Under the waiters' lock, for a slot of the caller's.
+    pub(super) fn put_idle(&self, connection: Box<T>) {
+        self.0.store(Box::into_raw(connection), Release);
+    }
+
+    /// Under the waiters' lock, for a slot of the caller's.
+    pub(super) fn put_vacant(&self) {
+        self.0.store(mark(SPARE), Release);
+    }
+
+    /// Under the waiters' lock, for a slot of the caller's, of a closed pool.
+    pub(super) fn put_gone(&self) {
+        self.0.store(mark(GONE), Release);
+    }
+}
+
+/// Puts a connection back into its slot, unless somebody waits for one or the pool is closed: then it is returned.
+///
+/// `find` goes from the connection to its slot; the connection must be what keeps that slot alive.
+#[inline]
+pub(super) fn put<T>(connection: Box<T>, find: impl for<'a> FnOnce(&'a T) -> &'a Slot<T>) -> Result<(), Box<T>> {
+    let raw = Box::into_raw(connection);
+    // SAFETY: `raw` is ours until the exchange below publishes it. `find` borrowed the slot from it, so the slot lives
+    // at least until then; afterwards neither is touched.
+    let put = unsafe {
+        let slot: *const Slot<T> = find(&*raw);
+        (*slot).0.compare_exchange(mark(TAKEN), raw, Release, Relaxed)
+    };
+    match put {
+        Ok(_) => Ok(()),
+        // SAFETY: not published, so still ours.
+        Err(_) => Err(unsafe { Box::from_raw(raw) }),
+    }
+}
+
+/// A model has few atomics to spare.
+const PER_LINE: usize = if cfg!(forksafe_loom) { 1 } else { 16 };
+/// As many slots have a cache line of their own.
+const LINES: usize = 64;
+
+/// Two cache lines: the processor fetches them in pairs.
+#[repr(align(128))]
+struct Line<T>([Slot<T>; PER_LINE]);
+
+/// The slots of one process's pool. Of up to 64 each has a cache line of its own, so that threads with a slot each do not disturb
+/// one another; more than that share them, so that a search looks at few.
+pub(super) struct Slots<T> {
+    lines: Box<[Line<T>]>,
+    size: usize,
+    /// Number `n` is in line `n & mask`, at place `n >> shift`.
+    mask: usize,
+    shift: u32,
+    /// Where a vacant slot was seen last, or may be next.
+    vacant: AtomicUsize,
+    /// The slots are words; this says what they hold: they may be shared if the connections may be sent.
+    holds: PhantomData<Mutex<T>>,
+}
+
+impl<T> Slots<T> {
+    pub(super) fn new(size: usize) -> Self {
+        let lines = size.div_ceil(PER_LINE).max(size.min(LINES)).next_power_of_two();
+        let line = |_| Line(std::array::from_fn(|_| Slot(AtomicPtr::new(ptr::null_mut()))));
+        Self {
+            lines: (0..lines).map(line).collect(),
+            size,
+            mask: lines - 1,
+            shift: lines.trailing_zeros(),
+            vacant: AtomicUsize::new(0),
+            holds: PhantomData,
+        }
+    }
+
+    pub(super) fn slot(&self, number: usize) -> &Slot<T> {
+        &self.lines[number & self.mask].0[number >> self.shift]
+    }
+
+    /// All slots with their numbers, beginning with `near`.
+    fn from(&self, near: usize) -> impl Iterator<Item = (usize, &Slot<T>)> {
+        let near = if near < self.size { near } else { 0 };
+        (near..self.size).chain(0..near).map(|number| (number, self.slot(number)))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Slot<T>)> {
+        self.from(0)
+    }
+
+    /// An idle connection, the one in slot `near` first.
+    #[inline]
+    pub(super) fn take_idle(&self, near: usize) -> Option<(usize, Box<T>)> {
+        if near < self.size
+            && let Some(connection) = self.slot(near).take_idle()
+        {
+            return Some((near, connection));
+        }
+        self.search_idle(near)
+    }
+
+    fn search_idle(&self, near: usize) -> Option<(usize, Box<T>)> {
+        self.from(near).find_map(|(number, slot)| Some((number, slot.take_idle()?)))
+    }
+
+    /// The right to make a connection, if there is room for one. Looks on where the last one was found.
+    pub(super) fn take_vacant(&self) -> Option<usize> {
+        let (number, _) = self.from(self.vacant.load(RelaxedHint)).find(|(_, slot)| slot.take_vacant())?;
+        self.vacant.store(number + 1, RelaxedHint);
+        Some(number)
+    }
+
+    /// A slot has become vacant.
+    pub(super) fn has_vacant(&self, number: usize) {
+        self.vacant.store(number, RelaxedHint);
+    }
+
+    /// Connections that are idle, lent or being made.
+    pub(super) fn occupied(&self) -> usize {
+        self.iter().filter(|(_, slot)| slot.is_occupied()).count()
+    }
+
+    pub(super) fn idle(&self) -> usize {
+        self.iter().filter(|(_, slot)| slot.is_idle()).count()
+    }
+}
+
+impl<T> Drop for Slots<T> {
+    fn drop(&mut self) {
+        self.iter().for_each(|(_, slot)| drop(slot.take_idle()));
+    }
+}

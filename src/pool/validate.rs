@@ -1,0 +1,157 @@
+//! Whether an idle connection may be lent.
+//!
+//! One that was proved alive a moment ago may. Another is looked at, which costs no round trip: its peer may have ended it, or
+//! something may lie unread in it. Only then the server is asked. All that a call asks has one budget.
+
+use super::clock::Coarse;
+use super::connection::Connection;
+use super::error::Source;
+use super::shared::{Call, Local, Shared};
+use super::{Fault, ManageConnection, Unread};
+use crate::Deadline;
+use crate::fork::{self, peek};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+pub(super) enum Validity {
+    Fit,
+    /// It is to be closed; with the reason, if there is one to tell.
+    Unfit(Option<Source>),
+    /// There is not enough time to find out, and it may be in order.
+    NoTime,
+}
+
+/// A suspect has this part of the usual time to answer.
+const SUSPECT: u32 = 10;
+
+impl<M: ManageConnection> Shared<M> {
+    pub(super) fn validate(&self, local: &Local<M>, conn: &mut Connection<M>, call: &Call) -> Validity {
+        let now = Coarse::now();
+        if conn.epoch != local.epoch.load(Relaxed) || conn.times.has_expired(now) {
+            return Validity::Unfit(None);
+        }
+        self.begin_sweep(local, conn, now);
+        let is_stale = conn.times.is_stale(now);
+        if is_stale && local.bag.slots.idle() >= self.min_idle() {
+            return Validity::Unfit(None);
+        }
+        if !is_stale && conn.times.is_proved(now, &self.limits) {
+            conn.times = conn.times.looked_at(now, &self.limits);
+            return Validity::Fit;
+        }
+        conn.client.registration().lend();
+        if !conn.client.registration().is_current() && !conn.republish() {
+            return Validity::Unfit(None);
+        }
+        let is_in_doubt = match self.look(conn) {
+            Unread::Fine => false,
+            Unread::Test => true,
+            Unread::Discard => return Validity::Unfit(None),
+        };
+        if self.config.test_on_check_out || is_in_doubt {
+            return self.test(local, conn, call);
+        }
+        conn.times = conn.times.proved(now, &self.limits);
+        Validity::Fit
+    }
+
+    /// Looks at the socket without waiting.
+    fn look(&self, conn: &mut Connection<M>) -> Unread {
+        let Some(socket) = conn.client.registration().first() else { return Unread::Fine };
+        let mut bytes = [0; 64];
+        match peek::unread(socket, &mut bytes) {
+            Ok(None) => Unread::Fine,
+            Ok(Some(0)) | Err(_) => Unread::Discard,
+            Ok(Some(number)) => self.manager.on_unread(conn.client.value_mut(), &bytes[..number]),
+        }
+    }
+
+    /// Asks the server.
+    fn test(&self, local: &Local<M>, conn: &mut Connection<M>, call: &Call) -> Validity {
+        let here = fork::generation();
+        if conn.client.generation() != here {
+            return Validity::Unfit(None); // The look forked.
+        }
+        let Some(until) = self.time_to_test(local, conn, call) else { return Validity::NoTime };
+        let begun = Instant::now();
+        let socket = conn.client.registration().first();
+        let answer = self.manager.is_valid_within(conn.client.value_mut(), until.on(socket));
+        if fork::generation() != here {
+            std::mem::forget(answer);
+            return Validity::Unfit(None);
+        }
+        let fault = match answer {
+            Ok(()) => None,
+            Err(why) => match self.manager.classify(&why) {
+                Fault::Harmless => None,
+                fault => Some((fault, why)),
+            },
+        };
+        match fault {
+            None => {
+                local.test_time.note(begun.elapsed());
+                let now = Coarse::now();
+                conn.times = conn.times.proved(now, &self.limits).renewed(now, &self.limits);
+                Validity::Fit
+            }
+            Some((fault, why)) => {
+                if until.is_over() {
+                    local.suspect_before.fetch_max(conn.times.proved_at.as_nanos(), Relaxed);
+                }
+                if fault == Fault::Server {
+                    self.condemn_all(local);
+                }
+                Validity::Unfit(Some(Box::new(why)))
+            }
+        }
+    }
+
+    /// Until when a test may last; `None` if there is not the time to begin one.
+    fn time_to_test(&self, local: &Local<M>, conn: &Connection<M>, call: &Call) -> Option<Deadline> {
+        let usual = self.config.test_timeout;
+        let budget = call.budget(usual);
+        let is_suspect = conn.times.proved_at.as_nanos() <= local.suspect_before.load(Relaxed);
+        let short = usual / SUSPECT;
+        let until = match () {
+            // Another that had rested as long was silent.
+            () if is_suspect => budget.or_sooner(short),
+            () if budget.is_over() && !call.timeout.is_zero() => {
+                Deadline::after(short.min(call.deadline.remaining() / 2))
+            }
+            () => budget,
+        };
+        // What the server usually needs it should have; otherwise connections in order would be closed.
+        let needs = local.test_time.time() * 2;
+        if call.timeout.is_zero() {
+            return (!budget.is_over()).then_some(until);
+        }
+        let left = call.deadline.remaining();
+        (!left.is_zero() && left >= needs).then(|| Deadline::after(until.remaining().max(needs)).sooner(call.deadline))
+    }
+
+    /// The server is not what it was: idle connections are closed now, lent ones when they come back, and the name is
+    /// looked up anew.
+    #[cold]
+    pub(super) fn condemn_all(&self, local: &Local<M>) {
+        const GOODBYES: Duration = Duration::from_secs(1);
+        let epoch = local.epoch.fetch_add(1, Relaxed) + 1;
+        self.addresses.doubt();
+        let by = Deadline::after(GOODBYES);
+        let here = fork::generation();
+        for (slot, place) in local.bag.slots.iter() {
+            let Some(conn) = place.take_idle() else { continue };
+            if conn.epoch < epoch {
+                conn.end_by(by, slot);
+            } else {
+                self.check_in(slot, conn);
+            }
+            if fork::generation() != here {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn min_idle(&self) -> usize {
+        self.config.min_idle.unwrap_or(0) as usize
+    }
+}

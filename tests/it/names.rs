@@ -1,0 +1,206 @@
+//! Names age: a host that moves to another server is followed, by its parent, its children and theirs (row 36).
+
+use crate::kit::Door;
+use forksafe::fork::Descriptors;
+use forksafe::testing::{self, advance_clock, clean_process, patience};
+use forksafe::{Attempt, Deadline, Dial, DialError, ManageConnection, Pool, Target};
+use std::ffi::CString;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const NAME: &str = "db.names.test";
+
+/// This process's own `/etc/hosts`, and its children's.
+struct Hosts(PathBuf);
+
+impl Hosts {
+    fn new(ip: &str) -> Self {
+        let file = std::env::temp_dir().join(format!("forksafe-hosts-{}", std::process::id()));
+        let hosts = Self(file);
+        hosts.point_at(ip);
+        let text = |path: &Path| CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: C strings of ours; the new namespace is this process's own.
+        unsafe {
+            assert_eq!(libc::unshare(libc::CLONE_NEWNS), 0, "a mount namespace: {}", io::Error::last_os_error());
+            let (nothing, private) = (std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE);
+            assert_eq!(libc::mount(nothing, c"/".as_ptr(), nothing, private, nothing.cast()), 0);
+            let from = text(&hosts.0);
+            assert_eq!(libc::mount(from.as_ptr(), c"/etc/hosts".as_ptr(), nothing, libc::MS_BIND, nothing.cast()), 0);
+        }
+        hosts
+    }
+
+    fn point_at(&self, ip: &str) {
+        std::fs::write(&self.0, format!("127.0.0.1 localhost\n{ip} {NAME}\n")).unwrap();
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Says one letter to whoever connects.
+fn server(address: &str, letter: u8) -> SocketAddr {
+    let listener = TcpListener::bind(address).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let _ = client.write_all(&[letter]);
+            std::mem::forget(client);
+        }
+    });
+    address
+}
+
+struct Letters(u16);
+
+impl ManageConnection for Letters {
+    type Connection = (TcpStream, char);
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<Self::Connection> {
+        unreachable!("connect_within is what is called")
+    }
+    fn connect_within(&self, at: &mut Attempt) -> io::Result<Self::Connection> {
+        let open = |target: Target| {
+            let mut stream = TcpStream::connect_timeout(&target.address, target.deadline.socket_timeout()?)?;
+            at.own(Descriptors::of(&stream));
+            stream.set_read_timeout(Some(target.deadline.socket_timeout()?))?;
+            let mut letter = [0];
+            stream.read_exact(&mut letter)?;
+            Ok((stream, letter[0] as char))
+        };
+        let opened = at.dial(&self.hosts(), |target| open(target).map_err(Dial::Unreachable));
+        opened.map_err(|error: DialError<io::Error>| match error {
+            DialError::Connect(error) => error,
+            other => io::Error::other(other.to_string()),
+        })
+    }
+    fn is_valid(&self, _: &mut Self::Connection) -> io::Result<()> {
+        Ok(())
+    }
+    fn has_broken(&self, _: &mut Self::Connection) -> bool {
+        false
+    }
+    fn hosts(&self) -> Vec<(String, u16)> {
+        vec![(NAME.to_owned(), self.0)]
+    }
+}
+
+fn letter(pool: &Pool<Letters>) -> char {
+    pool.get().map(|conn| conn.1).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+fn pool_of(port: u16) -> Pool<Letters> {
+    Pool::builder().max_size(2).connection_timeout(patience() / 2).build(Letters(port)).unwrap()
+}
+
+const LATER: Duration = Duration::from_secs(3600);
+
+/// The old server still answers, so nothing but age says that the name has moved.
+#[test]
+fn a_name_that_moves_is_followed_within_its_age() {
+    clean_process(|| {
+        let hosts = Hosts::new("127.0.0.2");
+        let port = server("127.0.0.2:0", b'A').port();
+        server(&format!("127.0.0.3:{port}"), b'B');
+        let pool = pool_of(port);
+        assert_eq!(letter(&pool), 'A');
+        let moves = Door::new();
+        let child = testing::child(|| {
+            let before = letter(&pool);
+            moves.pass();
+            advance_clock(Duration::from_secs(30));
+            pool.disconnect();
+            let young = letter(&pool);
+            advance_clock(LATER); // The connection has expired, and what is known of the name is old.
+            let after = letter(&pool);
+            (before, young, after, testing::child(|| letter(&pool)).join())
+        });
+        hosts.point_at("127.0.0.3");
+        moves.open();
+        assert_eq!(
+            child.join(),
+            ('A', 'A', 'B', 'B'),
+            "the child before, within the minute, after it; and its own child"
+        );
+        pool.disconnect();
+        assert_eq!(letter(&pool), 'A', "what is known is not an hour old here");
+        advance_clock(LATER);
+        assert_eq!(letter(&pool), 'B', "the parent");
+    });
+}
+
+/// Nobody answers at the old address: the packets are lost. The first get of parent and child finds the new one.
+#[test]
+fn a_name_whose_server_is_gone_is_looked_up_within_the_same_get() {
+    clean_process(|| {
+        let hosts = Hosts::new("127.0.0.2");
+        // A full backlog: who connects waits.
+        let gone = TcpListener::bind("127.0.0.2:0").unwrap();
+        let port = gone.local_addr().unwrap().port();
+        // SAFETY: takes numbers and no memory.
+        unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&gone), 0) };
+        let _fill: Vec<_> = (0..3)
+            .map(|_| TcpStream::connect_timeout(&gone.local_addr().unwrap(), Duration::from_millis(100)))
+            .collect();
+        let pool = Pool::builder().connection_timeout(Duration::from_secs(4)).build(Letters(port)).unwrap();
+        server(&format!("127.0.0.3:{port}"), b'B');
+        hosts.point_at("127.0.0.3");
+        assert_eq!(testing::child(|| letter(&pool)).join(), 'B');
+        assert_eq!(letter(&pool), 'B');
+        // And it is remembered which address failed.
+        let begun = Instant::now();
+        pool.disconnect();
+        assert_eq!(letter(&pool), 'B');
+        assert!(begun.elapsed() < Duration::from_secs(1), "the dead address is not tried first again");
+    });
+}
+
+/// A connect that fails for another reason (a wrong password) is no reason to look the name up.
+#[test]
+fn only_an_address_that_cannot_be_reached_is_doubted() {
+    clean_process(|| {
+        let hosts = Hosts::new("127.0.0.2");
+        let port = server("127.0.0.2:0", b'A').port();
+        let pool = pool_of(port);
+        assert_eq!(letter(&pool), 'A');
+        hosts.point_at("127.0.0.9");
+        let attempts = |outcome: fn() -> Dial<io::Error>| {
+            let at = Attempt::new(Deadline::after(Duration::from_secs(5)));
+            let mut tried = Vec::new();
+            let failed = at.dial(&[(NAME.to_owned(), port)], |target| {
+                tried.push(target.address.ip().to_string());
+                Err::<(), _>(outcome())
+            });
+            assert!(failed.is_err());
+            tried
+        };
+        let wrong_password = || Dial::Failed(io::Error::other("wrong password"));
+        assert_eq!(attempts(wrong_password), ["127.0.0.9"], "an attempt without a pool looks the name up once");
+        hosts.point_at("127.0.0.2");
+        assert_eq!(testing::child(|| letter(&pool)).join(), 'A');
+    });
+}
+
+/// Several addresses, of which the first fails: it has its share of the time, and is tried last the next time.
+#[test]
+fn an_address_that_failed_is_tried_last() {
+    clean_process(|| {
+        let hosts = [("127.0.0.2".to_owned(), 1), ("127.0.0.3".to_owned(), 1)];
+        let at = Attempt::new(Deadline::after(Duration::from_secs(8)));
+        let mut shares = Vec::new();
+        let reached = at.dial(&hosts, |target| {
+            shares.push(target.deadline.remaining());
+            if target.host == 0 { Err(Dial::Unreachable(io::Error::other("gone"))) } else { Ok(target.host) }
+        });
+        assert_eq!(reached.unwrap(), 1);
+        assert!(shares[0] <= Duration::from_secs(4), "its share of the time: {shares:?}");
+        assert!(shares[1] > Duration::from_secs(4), "and what the first has left: {shares:?}");
+    });
+}

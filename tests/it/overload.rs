@@ -1,0 +1,191 @@
+//! A pool that is full, whose server is full, or whose callers have little time (row 37).
+
+use forksafe::fork::Descriptors;
+use forksafe::testing::{clean_process, patience};
+use forksafe::{Deadline, Fault, ManageConnection, Pool};
+use std::error::Error;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A server with room for so many; connecting and testing take their time.
+#[derive(Default)]
+struct Server {
+    room: u32,
+    connects: AtomicU32,
+    attempts: AtomicU32,
+    away: AtomicBool,
+    takes: Duration,
+    tests: Duration,
+}
+
+struct Session<'a>(&'a AtomicU32);
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+/// Only as much of it as there is time for, as a driver would.
+fn work(time: Duration, deadline: Deadline) -> io::Result<()> {
+    thread::sleep(time.min(deadline.remaining()));
+    if deadline.is_over() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+}
+
+impl ManageConnection for &'static Server {
+    type Connection = Session<'static>;
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<Self::Connection> {
+        unreachable!("connect_within is what is called")
+    }
+    fn connect_within(&self, at: &mut forksafe::Attempt) -> io::Result<Self::Connection> {
+        self.attempts.fetch_add(1, SeqCst);
+        at.own(Descriptors::none());
+        if self.away.load(SeqCst) {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        work(self.takes, at.deadline())?;
+        if self.connects.fetch_add(1, SeqCst) >= self.room {
+            self.connects.fetch_sub(1, SeqCst);
+            return Err(io::Error::other("no room"));
+        }
+        Ok(Session(&self.connects))
+    }
+    fn is_valid(&self, _: &mut Self::Connection) -> io::Result<()> {
+        unreachable!("is_valid_within is what is called")
+    }
+    fn is_valid_within(&self, _: &mut Self::Connection, deadline: Deadline) -> io::Result<()> {
+        work(self.tests, deadline)
+    }
+    fn has_broken(&self, _: &mut Self::Connection) -> bool {
+        false
+    }
+    fn classify(&self, error: &(dyn Error + 'static)) -> Fault {
+        if error.to_string() == "no room" { Fault::NoRoom } else { Fault::Unknown }
+    }
+}
+
+fn server(server: Server) -> &'static Server {
+    Box::leak(Box::new(server))
+}
+
+/// Requests of so many threads for a while; how many were served, and the last error.
+fn load(
+    pool: &Pool<&'static Server>,
+    threads: u32,
+    time: Duration,
+    job: Duration,
+) -> (u32, u32, Option<forksafe::Error>) {
+    let (served, failed, until) = (AtomicU32::new(0), AtomicU32::new(0), Instant::now() + time);
+    let last = std::sync::Mutex::new(None);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while Instant::now() < until {
+                    match pool.get() {
+                        Ok(_held) => {
+                            thread::sleep(job);
+                            served.fetch_add(1, SeqCst);
+                        }
+                        Err(error) => {
+                            failed.fetch_add(1, SeqCst);
+                            *last.lock().unwrap() = Some(error);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    (served.into_inner(), failed.into_inner(), last.into_inner().unwrap())
+}
+
+/// What is served does not fall with the number of those who wait, though each is about to give up: nobody begins a test or a
+/// connect that it has no time to finish, and so destroys what others could have used.
+#[test]
+fn overload_with_timeouts_does_not_turn_into_reconnecting() {
+    clean_process(|| {
+        let millis = Duration::from_millis;
+        let server = server(Server { room: 100, takes: millis(20), tests: millis(5), ..Server::default() });
+        let pool = Pool::builder()
+            .max_size(4)
+            .connection_timeout(millis(60))
+            .test_after(Duration::ZERO)
+            .build(server)
+            .unwrap();
+        let time = Duration::from_secs(2);
+        let (served, _, _) = load(&pool, 64, time, millis(10));
+        let attempts = server.attempts.load(SeqCst);
+        // Each takes 15 ms of one of 4 connections: 533 at best in 2 s. On a busy machine less, but each has to be worth it.
+        assert!(attempts * 4 < served.max(40), "{attempts} connects for {served} that were served");
+        assert!(served > 100, "{served} served");
+    });
+}
+
+/// The server has room for three of our eight: those three serve everybody.
+#[test]
+fn a_full_server_fails_nobody_while_connections_come_back() {
+    clean_process(|| {
+        let server = server(Server { room: 3, ..Server::default() });
+        let pool = Pool::builder().max_size(8).connection_timeout(patience()).build(server).unwrap();
+        let (served, failed, last) = load(&pool, 16, Duration::from_secs(1), Duration::from_millis(2));
+        assert_eq!(failed, 0, "{last:?}");
+        assert!(served > 50, "{served}");
+        let attempts = server.attempts.load(SeqCst);
+        assert!(attempts < 60, "and the server is not stormed: {attempts} attempts");
+    });
+}
+
+/// With nothing to wait for it is told at once; and who waits in vain is told why.
+#[test]
+fn a_full_server_is_told_when_there_is_nothing_to_wait_for() {
+    clean_process(|| {
+        let none = server(Server::default());
+        let pool = Pool::builder().max_size(8).connection_timeout(patience()).build(none).unwrap();
+        let error = pool.get().unwrap_err();
+        assert!(error.is_connect(), "{error:#}");
+        let one = server(Server { room: 1, ..Server::default() });
+        let pool = Pool::builder().max_size(8).connection_timeout(Duration::from_millis(300)).build(one).unwrap();
+        let held = pool.get().unwrap();
+        let error = pool.get().unwrap_err();
+        assert!(error.is_timeout() && format!("{error:#}").ends_with("no room"), "{error:#}");
+        drop(held);
+        drop(pool.get().unwrap());
+    });
+}
+
+/// A server that is away for a moment: reported at once, or tried again if that is set, without a storm.
+#[test]
+fn a_failed_connect_is_tried_again_only_if_asked() {
+    clean_process(|| {
+        for retries in [false, true] {
+            let away = server(Server { room: 9, away: AtomicBool::new(true), ..Server::default() });
+            let pool =
+                Pool::builder().max_size(4).connection_timeout(patience()).retry_connect(retries).build(away).unwrap();
+            thread::scope(|scope| {
+                let asks: Vec<_> = (0..4).map(|_| scope.spawn(|| pool.get().map(drop))).collect();
+                if retries {
+                    while away.attempts.load(SeqCst) < 4 {
+                        thread::yield_now();
+                    }
+                    away.away.store(false, SeqCst);
+                }
+                for ask in asks {
+                    let told = ask.join().unwrap();
+                    assert_eq!(told.is_ok(), retries, "{told:?}");
+                    assert!(told.err().is_none_or(|error| error.is_connect()));
+                }
+            });
+            let attempts = away.attempts.load(SeqCst);
+            assert!(attempts <= if retries { 16 } else { 4 }, "{attempts}");
+        }
+        let away = server(Server { away: AtomicBool::new(true), ..Server::default() });
+        let pool =
+            Pool::builder().connection_timeout(Duration::from_millis(200)).retry_connect(true).build(away).unwrap();
+        let error = pool.get().unwrap_err();
+        assert!(error.is_timeout() && error.source().is_some(), "the last failure is the source: {error:#}");
+        assert!(away.attempts.load(SeqCst) > 1);
+    });
+}
