@@ -6,7 +6,7 @@
 //!   [`Way`] does so for every way of making a child that the machine allows, [`Spawn`] starts programs. [`Steps`] force
 //!   the order in which processes do things.
 //! - [`Witness`] is a server that knows which process wrote each byte: it reports every connection that carried two.
-//!   [`Tap`] stands before a real server and writes down what travels.
+//!   [`Tap`] stands before a real server and writes down what travels; it can fall silent, drip, and lead elsewhere.
 //! - [`assert_nothing_shared`], [`assert_kept`], [`assert_comes_to`] and [`Snapshot`] say what is wrong by process,
 //!   descriptor and connection; [`Holdings`] is what they look at.
 //! - [`clean_process`] gives a test a process of its own, because descriptors, limits and signals are a process's.
@@ -23,6 +23,7 @@ mod hang;
 mod postgres;
 mod proc;
 mod redis;
+mod relay;
 mod report;
 mod sharing;
 mod sockets;

@@ -4,7 +4,7 @@ use super::proc::inode;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -175,7 +175,11 @@ pub(super) enum Listener {
 
 impl Listener {
     pub(super) fn tcp() -> io::Result<(Self, Address)> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        Self::tcp_at((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    pub(super) fn tcp_at(address: SocketAddr) -> io::Result<(Self, Address)> {
+        let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         own(&listener);
         Ok((Self::Tcp(listener), address.into()))

@@ -5,6 +5,7 @@
 
 mod assertions;
 mod audit;
+mod bad_networks;
 mod callbacks;
 mod children;
 mod churn;
