@@ -1,11 +1,12 @@
 //! The thread of a tap: it passes on what travels, at the pace that it is told.
 
+use super::settle::Source;
 use super::stream::{Address, Listener, Stream, own};
 use super::tap::Relayed;
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -46,6 +47,8 @@ impl Pace {
 #[derive(Debug)]
 struct Wire {
     id: u64,
+    /// The client's address, over tcp.
+    from: Option<SocketAddr>,
     client: Pipe,
     server: Pipe,
     /// What is read is written down and goes nowhere.
@@ -112,8 +115,9 @@ impl State {
         });
         match connected {
             Ok(server) => {
+                let from = client.peer();
                 let (client, server) = (Pipe::new(client), Pipe::new(server));
-                self.wires.push(Wire { id, client, server, is_frozen: false });
+                self.wires.push(Wire { id, from, client, server, is_frozen: false });
             }
             // The client is told by the end of its connection.
             Err(_) => relayed.server_ended = true,
@@ -127,13 +131,15 @@ impl State {
         self.wires.retain(|wire| !wire.is_over());
     }
 
-    /// Whether nothing waits to be read, and nobody to be let in.
-    pub(super) fn has_read_all(&self, listener: RawFd) -> bool {
-        let pipes = self.wires.iter().flat_map(|wire| [&wire.client, &wire.server]);
-        let fds = pipes.filter(|pipe| pipe.has_more).map(|pipe| pipe.stream.as_raw_fd());
-        let mut ask: Vec<_> = fds.chain([listener]).map(|fd| pollfd(fd, libc::POLLIN)).collect();
-        // SAFETY: the pointer and the length are those of a vector of ours.
-        unsafe { libc::poll(ask.as_mut_ptr(), ask.len() as libc::nfds_t, 0) == 0 }
+    /// Where there may be something to read.
+    pub(super) fn sources(&self) -> Vec<Source> {
+        let source =
+            |pipe: &Pipe, id, client| pipe.has_more.then_some(Source { id, fd: pipe.stream.as_raw_fd(), client });
+        let wires = self.wires.iter();
+        wires
+            .flat_map(|wire| [source(&wire.client, wire.id, wire.from), source(&wire.server, wire.id, None)])
+            .flatten()
+            .collect()
     }
 
     pub(super) fn freeze(&mut self) {

@@ -102,6 +102,16 @@ impl Stream {
         }
     }
 
+    /// The other end, over tcp.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => {
+                stream.peer_addr().ok().map(|peer| SocketAddr::new(peer.ip().to_canonical(), peer.port()))
+            }
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Tells the other side now that all has been received, and not some time later.
     pub(super) fn acknowledge(&self) {
         if let Self::Tcp(stream) = self {
@@ -179,6 +189,7 @@ impl Listener {
     }
 
     pub(super) fn tcp_at(address: SocketAddr) -> io::Result<(Self, Address)> {
+        super::environment::obey();
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         own(&listener);
@@ -187,6 +198,7 @@ impl Listener {
 
     pub(super) fn unix() -> io::Result<(Self, Address)> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        super::environment::obey();
         let name = format!("forksafe-{}-{}.sock", std::process::id(), NEXT.fetch_add(1, Relaxed));
         let path = std::env::temp_dir().join(name);
         // Left by one that was killed, and had this pid.

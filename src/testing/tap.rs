@@ -1,7 +1,7 @@
 //! A tap on the wire to a real server: what travels each way is written down and passed on.
 
 use super::relay::{Pace, Relay, State};
-use super::sockets;
+use super::settle;
 use super::stream::{Address, Listener, Stream};
 use parking_lot::MutexGuard;
 use std::collections::BTreeMap;
@@ -111,21 +111,7 @@ impl Tap {
     /// The state of things when all that was written before the call has come through.
     #[track_caller]
     fn settled(&self) -> MutexGuard<'_, State> {
-        let until = Instant::now() + super::patience();
-        loop {
-            // The network first: what it has delivered is waiting to be read, and that is looked at next.
-            let is_delivered = match &self.address {
-                Address::Tcp(address) => sockets::all_is_delivered_to(*address),
-                Address::Unix(_) => true,
-            };
-            let state = self.relay.state.lock();
-            if is_delivered && state.has_read_all(self.listener) {
-                return state;
-            }
-            drop(state);
-            assert!(Instant::now() < until, "bytes are on their way to {} for ever", self.address);
-            thread::sleep(Duration::from_micros(200));
-        }
+        settle::settled(&self.address, || self.relay.state.lock(), |state| (state.sources(), self.listener))
     }
 
     /// Waits until what has travelled satisfies `enough`.

@@ -16,6 +16,7 @@ mod exec;
 mod hooks;
 mod idle;
 mod inflight;
+mod killed;
 mod kit;
 mod lent;
 mod limits;
