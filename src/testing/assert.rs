@@ -90,6 +90,7 @@ impl Snapshot {
     /// When it is not there, or may not be looked into.
     #[track_caller]
     pub fn of(pid: u32) -> Self {
+        super::environment::obey();
         let process = Process::of(pid).unwrap_or_else(|error| panic!("process {pid}: {error}"));
         Self { process, descriptors: descriptors(pid) }
     }
@@ -163,6 +164,7 @@ pub fn assert_kept<S, T: PartialEq + Debug, R>(
     name: impl Fn(&mut S) -> T,
     body: impl FnOnce(&mut S) -> R,
 ) -> R {
+    super::environment::obey();
     let before = name(subject);
     let result = body(subject);
     let after = name(subject);

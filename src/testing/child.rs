@@ -1,9 +1,10 @@
 //! A closure in a child, its value over a pipe, and what became of the child.
 
 use super::hang::where_it_hangs;
+use super::launched::Launched;
 use super::proc;
 use super::report::{self, Letters, Message, Panic};
-use super::way::{Launched, Way};
+use super::way::Way;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::Any;
@@ -58,9 +59,10 @@ pub fn child_then_exit<T: Serialize + DeserializeOwned, F: FnOnce() -> T>(f: F) 
     Way::Fork.child_then_exit(f)
 }
 
-/// A child at work.
+/// A child at work. When this is dropped, by a test that fails for instance, the child is killed and waited for, with its
+/// descendants; [`leave`](Self::leave) lets it go on.
 #[derive(Debug)]
-#[must_use = "join it, or ask for its outcome: nobody else waits for the child"]
+#[must_use = "join it, or ask for its outcome: when it is dropped the child is killed"]
 pub struct Child<T> {
     launched: Launched,
     reports: File,
@@ -115,9 +117,15 @@ impl<T> Child<T> {
         self
     }
 
-    /// Ends it and its descendants, whatever they are at.
+    /// Ends it and its descendants, whatever they are at. So does dropping it, in the process that made it.
     pub fn kill(self) {
-        self.launched.kill();
+        drop(self);
+    }
+
+    /// Lets it go on by itself: nobody waits for it any more, and nobody ends it. Returns its pid.
+    pub fn leave(mut self) -> u32 {
+        self.launched.let_go();
+        self.pid()
     }
 
     /// The pid of the process that runs the closure, in this process's namespace.

@@ -1,5 +1,6 @@
 //! A process of its own for a test.
 
+use super::environment;
 use std::any::type_name;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -11,34 +12,33 @@ use std::time::{Duration, Instant};
 
 /// Which test a process was started for.
 const INSIDE: &str = "FORKSAFE_TEST";
-/// Set for a control run: the protection is off, and the test has to fail.
-const CONTROL: &str = "FORKSAFE_CONTROL";
-/// Set to have the test run on the fallback.
-const WITHOUT_PAGE: &str = "FORKSAFE_WITHOUT_PAGE";
+/// Who started it.
+const BY: &str = "FORKSAFE_TEST_BY";
 const DEADLINE: Duration = Duration::from_secs(180);
+/// In a control run a hang is one of the ways to fail.
+const DEADLINE_OF_CONTROL: Duration = Duration::from_secs(60);
 
 /// Runs the body of a test in a fresh process of the same test program, with only the harness's two threads in it.
 ///
 /// Descriptors, limits, signals and child processes belong to a process, and tests of one program share theirs. Call it
 /// from a `#[test]` function, with the whole body as a closure; it runs the program again for that test alone. What the
-/// test leaves behind is ended with it.
+/// test leaves behind is ended with it; and so is all of it with the process that runs the test, should that be killed.
 ///
 /// A test that `#[should_panic]` may use it: what its body panics with is part of what this panics with.
 ///
-/// With `FORKSAFE_CONTROL` set in the environment the [protection is off](super::unsafe_share) in the body; with
-/// `FORKSAFE_WITHOUT_PAGE` it runs [without the page](super::without_page).
+/// With `FORKSAFE_CONTROL` set in the environment the [protection is off](super::unsafe_share) in the body, as wherever
+/// the kit is used; with `FORKSAFE_WITHOUT_PAGE` it runs [without the page](super::without_page).
 ///
 /// # Panics
 ///
-/// When the body panics, with all that it printed; or when it takes longer than three minutes.
+/// When the body panics, with all that it printed; or when it takes longer than three minutes, one in a control run.
 #[track_caller]
 pub fn clean_process<F: FnOnce()>(body: F) {
     let name = test_of::<F>();
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
-        if std::env::var_os(CONTROL).is_some() {
-            super::unsafe_share();
-        }
-        if std::env::var_os(WITHOUT_PAGE).is_some() {
+        end_with_the_parent();
+        environment::obey();
+        if environment::is_without_page() {
             super::without_page();
         }
         if catch_unwind(AssertUnwindSafe(body)).is_err() {
@@ -53,7 +53,35 @@ pub fn clean_process<F: FnOnce()>(body: F) {
     match status {
         Some(status) if status.success() => {}
         Some(status) => panic!("the process of {name} failed ({status}):\n{output}"),
-        None => panic!("the process of {name} took longer than {DEADLINE:?} and was ended:\n{output}"),
+        None => panic!("the process of {name} took longer than {:?} and was ended:\n{output}", deadline()),
+    }
+}
+
+fn deadline() -> Duration {
+    if environment::is_control() { DEADLINE_OF_CONTROL } else { DEADLINE }
+}
+
+/// Whoever ends this process with its descendants may be killed before that. Then this process does it, told by a signal
+/// that nobody else uses. They are in one group, but for those that have left it.
+fn end_with_the_parent() {
+    extern "C" fn end(_: libc::c_int) {
+        // SAFETY: takes numbers, and is allowed in a handler. The group is this process's own.
+        unsafe { libc::kill(0, libc::SIGKILL) };
+    }
+    // Somebody may have started it by hand.
+    let Some(parent) = std::env::var(BY).ok().and_then(|parent| parent.parse::<libc::pid_t>().ok()) else { return };
+    // SAFETY: takes numbers, and a handler that makes one system call.
+    unsafe {
+        if libc::getpgrp() != libc::getpid() {
+            return;
+        }
+        // The last is valgrind's.
+        let signal = libc::SIGRTMAX() - 1;
+        libc::signal(signal, end as extern "C" fn(libc::c_int) as libc::sighandler_t);
+        libc::prctl(libc::PR_SET_PDEATHSIG, signal, 0, 0, 0);
+        if parent != libc::getppid() {
+            end(0);
+        }
     }
 }
 
@@ -71,13 +99,14 @@ fn run_again(name: &str) -> (Option<ExitStatus>, String) {
     command
         .args([name, "--exact", "--nocapture", "--test-threads=1", "--include-ignored"])
         .env(INSIDE, name)
+        .env(BY, std::process::id().to_string())
         .stdin(Stdio::null())
         .stdout(output.try_clone().expect("a descriptor"))
         .stderr(output.try_clone().expect("a descriptor"))
         .process_group(0);
     let mut test = command.spawn().expect("starting the test program again");
     let group = test.id() as libc::pid_t;
-    let until = Instant::now() + DEADLINE;
+    let until = Instant::now() + deadline();
     let status = loop {
         match test.try_wait().expect("waiting for the test") {
             None if Instant::now() > until => break None,

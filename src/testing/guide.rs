@@ -24,7 +24,7 @@
 //!
 //! | question | answer |
 //! | --- | --- |
-//! | do two processes hold the same connection? | [`assert_nothing_shared`](super::assert_nothing_shared); for a program that runs, the example `audit` |
+//! | do two processes hold the same connection? | [`assert_nothing_shared`](super::assert_nothing_shared); for a program that runs, `forksafe-audit` (`cargo install forksafe --features testing`) |
 //! | did the child write on its parent's connections, or end one? | [`Tap`](super::Tap), before any server |
 //! | who wrote on which connection? | [`Witness`](super::Witness), instead of a server |
 //! | does the parent keep its session? | [`assert_kept`](super::assert_kept) |
@@ -65,7 +65,8 @@
 //!
 //! A test that cannot fail proves nothing. For programs that use this crate there is a switch that turns the protection
 //! off: run the test once with `FORKSAFE_CONTROL=1` in the environment (or call [`unsafe_share`](super::unsafe_share)),
-//! and it has to fail.
+//! and it has to fail. Whatever is used of the kit reads it, so it must be used before the fork; that the protection is
+//! off is then said on standard error, by a line for each process. A run without that line shows nothing.
 //!
 //! ```sh
 //! FORKSAFE_CONTROL=1 cargo test workers_count_on_connections_of_their_own   # must fail

@@ -6,7 +6,7 @@
 //!   [`Way`] does so for every way of making a child that the machine allows, [`Spawn`] starts programs. [`Steps`] force
 //!   the order in which processes do things.
 //! - [`Witness`] is a server that knows which process wrote each byte: it reports every connection that carried two.
-//!   [`Tap`] stands before a real server and writes down what travels.
+//!   [`Tap`] stands before a real server and writes down what travels; it can fall silent, drip, and lead elsewhere.
 //! - [`assert_nothing_shared`], [`assert_kept`], [`assert_comes_to`] and [`Snapshot`] say what is wrong by process,
 //!   descriptor and connection; [`Holdings`] is what they look at.
 //! - [`clean_process`] gives a test a process of its own, because descriptors, limits and signals are a process's.
@@ -19,12 +19,19 @@ mod child;
 mod clean;
 mod clock;
 mod cluster;
+mod desk;
+mod diag;
+mod environment;
 pub mod guide;
 mod hang;
+mod launched;
+mod opener;
 mod postgres;
 mod proc;
 mod redis;
+mod relay;
 mod report;
+mod settle;
 mod sharing;
 mod sockets;
 mod spawn;
@@ -59,6 +66,8 @@ use std::time::{Duration, Instant};
 /// Turns the protection off in every child made from here on: a child then takes itself for its parent, and uses what
 /// it inherited. It cannot be turned on again.
 ///
+/// With `FORKSAFE_CONTROL` in the environment whatever is used of the kit does this first, and says so on standard error.
+///
 /// This is the control of an experiment. A test that passes with the protection on proves little until it has been seen
 /// to fail with the protection off.
 pub fn unsafe_share() {
@@ -68,6 +77,7 @@ pub fn unsafe_share() {
 /// How long the kit waits for what has to come before it calls it a failure: 20 seconds, so that a slow machine is not
 /// taken for a hang; 4 in a control run, where the hang is what is expected.
 pub fn patience() -> Duration {
+    environment::obey();
     Duration::from_secs(if fork::control::is_off() { 4 } else { 20 })
 }
 

@@ -46,6 +46,7 @@ impl PrivatePostgres {
     /// When there is no PostgreSQL to start, with what to do about it.
     #[track_caller]
     pub fn start() -> Self {
+        super::environment::obey();
         match env::var("DATABASE_URL") {
             Ok(url) => Self { server: None, url, port: 0, arguments: Vec::new(), cluster: None },
             Err(_) => Self::start_with(&[]),
@@ -79,6 +80,7 @@ impl PrivatePostgres {
 
     #[track_caller]
     fn start_in(cluster: Cluster, arguments: &[&str]) -> Self {
+        super::environment::obey();
         let arguments = arguments.iter().map(ToString::to_string).collect();
         let mut postgres = Self { server: None, url: String::new(), port: 0, arguments, cluster: Some(cluster) };
         let mut last = String::new();

@@ -18,7 +18,7 @@ pub fn descriptors(pid: u32) -> BTreeMap<RawFd, String> {
 }
 
 pub(super) fn try_descriptors(pid: u32) -> io::Result<BTreeMap<RawFd, String>> {
-    let named = fs::read_dir(format!("/proc/{pid}/fd"))?.filter_map(|entry| {
+    let named = fs::read_dir(format!("{}/fd", folder_of(pid)))?.filter_map(|entry| {
         let entry = entry.ok()?;
         let fd = entry.file_name().to_str()?.parse().ok()?;
         // Gone in between: the descriptor of the folder itself, at the least.
@@ -26,6 +26,31 @@ pub(super) fn try_descriptors(pid: u32) -> io::Result<BTreeMap<RawFd, String>> {
         Some((fd, target.to_string_lossy().into_owned()))
     });
     Ok(named.collect())
+}
+
+/// Where `/proc` shows what a process has. Its first thread may have ended, and shows nothing then: no descriptors, no
+/// namespaces. The others go on.
+pub(super) fn folder_of(pid: u32) -> String {
+    let process = format!("/proc/{pid}");
+    if !has_ended(&process) {
+        return process;
+    }
+    let threads = fs::read_dir(format!("{process}/task")).into_iter().flatten().flatten();
+    let mut threads = threads.filter_map(|thread| thread.path().into_os_string().into_string().ok());
+    threads.find(|thread| !has_ended(thread)).unwrap_or(process)
+}
+
+/// What ends with a process, or with one of its threads.
+fn has_ended(thread: &str) -> bool {
+    let stat = fs::read_to_string(format!("{thread}/stat")).unwrap_or_default();
+    matches!(fields(&stat).1.next(), Some("Z" | "X"))
+}
+
+/// The program's name, which stands in parentheses and may hold any, but the last one is not its own; and the fields from
+/// the third, the state, on.
+fn fields(stat: &str) -> (&str, impl Iterator<Item = &str>) {
+    let (name, rest) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')).unwrap_or_default();
+    (name, rest.split_whitespace())
 }
 
 /// The sockets that two processes both hold: descriptor here, descriptor there, and the socket's name.
@@ -52,7 +77,7 @@ pub fn shared_sockets(here: u32, there: u32) -> Vec<(RawFd, RawFd, String)> {
 /// When `/proc` does not show it.
 #[track_caller]
 pub fn socket_of(owner: &impl AsFd) -> String {
-    let path = format!("/proc/self/fd/{}", owner.as_fd().as_raw_fd());
+    let path = format!("/proc/thread-self/fd/{}", owner.as_fd().as_raw_fd());
     fs::read_link(&path).unwrap_or_else(|error| panic!("{path}: {error}")).to_string_lossy().into_owned()
 }
 
@@ -65,14 +90,23 @@ pub(super) fn inode(fd: RawFd) -> u64 {
     }
 }
 
-/// This process, by a name that no other process ever has: its pid as `/proc` has it, which a pid namespace does not
-/// change, and the moment of its start, which a reused pid does not share.
+/// This process, as [`name_of`] has it.
 pub(super) fn name_of_this_process() -> String {
-    let stat = fs::read_to_string("/proc/self/stat").expect("/proc/self/stat");
+    name_in("/proc/self").expect("/proc/self/stat")
+}
+
+/// A process, by a name that no other process ever has: its pid as `/proc` has it, which a pid namespace does not change,
+/// and the moment of its start, which a reused pid does not share.
+pub(super) fn name_of(pid: u32) -> Option<String> {
+    name_in(&format!("/proc/{pid}")).ok()
+}
+
+fn name_in(folder: &str) -> io::Result<String> {
+    let stat = fs::read_to_string(format!("{folder}/stat"))?;
     let pid = stat.split(' ').next().unwrap_or_default();
-    // The program's name may hold anything but ends at the last parenthesis. The start is field 22.
-    let start = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19)).unwrap_or_default();
-    format!("{pid}.{start}")
+    // Field 22.
+    let start = fields(&stat).1.nth(19).unwrap_or_default();
+    Ok(format!("{pid}.{start}"))
 }
 
 /// A process, for people.
@@ -101,12 +135,11 @@ impl Process {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(io::ErrorKind::NotFound.into()),
             stat => stat,
         }?;
-        // The program's name stands in parentheses and may hold any, but the last one is not its own.
-        let (name, rest) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')).unwrap_or_default();
-        let mut rest = rest.split_whitespace();
-        let ended = matches!(rest.next(), Some("Z" | "X"));
+        let (name, mut rest) = fields(&stat);
+        // Its first thread may have, and the others not.
+        let ended = matches!(rest.next(), Some("Z" | "X")) && has_ended(&folder_of(pid));
         let parent = rest.next().and_then(|parent| parent.parse().ok()).unwrap_or_default();
-        let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let title = fs::read(format!("{}/cmdline", folder_of(pid))).unwrap_or_default();
         let title = String::from_utf8_lossy(&title).replace(|c: char| c.is_control(), " ");
         let title = if title.trim().is_empty() { name } else { title.trim() };
         // `/usr/bin/python3 /usr/bin/gunicorn app` is python3 to everybody.

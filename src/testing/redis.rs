@@ -40,6 +40,7 @@ impl PrivateRedis {
     /// As [`start`](Self::start).
     #[track_caller]
     pub fn start_with(arguments: &[&str]) -> Self {
+        super::environment::obey();
         if let (Ok(url), true) = (env::var("REDIS_URL"), arguments.is_empty()) {
             return Self { server: None, url, port: 0, arguments: Vec::new(), folder: PathBuf::new() };
         }
@@ -111,10 +112,13 @@ impl PrivateRedis {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a descriptor"))
             .stderr(log);
-        // SAFETY: one system call, between fork and exec, that touches no memory.
+        let starter = std::process::id() as libc::pid_t;
+        // SAFETY: system calls that touch no memory, between fork and exec.
         unsafe {
-            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) {
-                0 => Ok(()),
+            command.pre_exec(move || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) {
+                0 if libc::getppid() == starter => Ok(()),
+                // It has ended in between.
+                0 => Err(io::ErrorKind::NotFound.into()),
                 _ => Err(io::Error::last_os_error()),
             });
         }

@@ -77,6 +77,7 @@ impl Holdings {
     }
 
     fn look(processes: Vec<Process>) -> Self {
+        super::environment::obey();
         let mut all = Self::default();
         let mut held = BTreeMap::<u64, Vec<(Process, Vec<RawFd>)>>::new();
         for process in processes.into_iter().filter(|process| !process.ended) {

@@ -1,6 +1,6 @@
 //! What the kernel tells of sockets: what they are, whom they are connected with.
 
-use super::unix_diag;
+use super::{proc, unix_diag};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
@@ -83,10 +83,11 @@ impl Sockets {
         let mut sockets = Self::default();
         let mut seen = BTreeSet::<PathBuf>::new();
         for pid in pids {
+            let process = proc::folder_of(pid);
             // Without leave to see which one it is, it is looked into anyway.
-            let namespace = fs::read_link(format!("/proc/{pid}/ns/net")).unwrap_or_else(|_| pid.to_string().into());
+            let namespace = fs::read_link(format!("{process}/ns/net")).unwrap_or_else(|_| process.clone().into());
             if seen.insert(namespace) {
-                sockets.add_namespace_of(pid);
+                sockets.add_namespace_of(&process);
             }
         }
         sockets
@@ -94,7 +95,7 @@ impl Sockets {
 
     /// A socket that a process holds as this descriptor.
     pub(super) fn get(&self, inode: u64, pid: u32, fd: i32) -> Socket {
-        let unlisted = || match protocol(Path::new(&format!("/proc/{pid}/fd/{fd}"))).as_deref() {
+        let unlisted = || match protocol(Path::new(&format!("{}/fd/{fd}", proc::folder_of(pid)))).as_deref() {
             // The tables have all of these that are bound, connected or listening.
             Some(kind @ ("TCP" | "TCPv6" | "UDP" | "UDPv6" | "UNIX" | "UNIX-STREAM")) => {
                 Socket::unnamed(inode, kind.to_lowercase(), SocketState::Unconnected)
@@ -104,8 +105,8 @@ impl Sockets {
         self.0.get(&inode).cloned().unwrap_or_else(unlisted)
     }
 
-    fn add_namespace_of(&mut self, pid: u32) {
-        let read = |table: &str| fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+    fn add_namespace_of(&mut self, process: &str) {
+        let read = |table: &str| fs::read_to_string(format!("{process}/net/{table}")).unwrap_or_default();
         let mut internet = Vec::new();
         for table in ["tcp", "tcp6", "udp", "udp6"] {
             internet.extend(read(table).lines().skip(1).filter_map(|line| internet_socket(table, line)));
@@ -124,7 +125,7 @@ impl Sockets {
         let mut unix: BTreeMap<u64, Socket> =
             read("unix").lines().skip(1).filter_map(unix_socket).map(|socket| (socket.inode, socket)).collect();
         // Without them it is known what is connected, and not with whom.
-        for (inode, end) in unix_diag::ends(pid).unwrap_or_default() {
+        for (inode, end) in unix_diag::ends(process).unwrap_or_default() {
             let name = end.peer.and_then(|peer| unix.get(&peer)).map(|peer| peer.local.clone());
             let Some(socket) = unix.get_mut(&inode) else { continue };
             socket.peer_inode = end.peer;
@@ -162,18 +163,30 @@ fn internet_socket(table: &str, line: &str) -> Option<Socket> {
     (inode != 0).then(|| Socket { inode, kind, local: local.to_string(), peer, peer_inode: None, state })
 }
 
-/// Whether all that was written to a server of this process's network namespace has come to it: nothing is on its way,
-/// and no connection is half made.
-pub(super) fn all_is_delivered_to(server: SocketAddr) -> bool {
-    let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap_or_default();
-    table.lines().skip(1).all(|line| {
+/// What is on its way to a server.
+#[derive(Debug, Default)]
+pub(super) struct UnderWay {
+    /// Those who have written something that it has not received.
+    pub(super) senders: BTreeSet<SocketAddr>,
+    /// Whether a connection to it is half made.
+    pub(super) is_knocking: bool,
+}
+
+/// To a server of this thread's network namespace.
+pub(super) fn under_way_to(server: SocketAddr) -> UnderWay {
+    let read = |table| fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
+    let mut all = UnderWay::default();
+    for line in ["tcp", "tcp6"].map(read).iter().flat_map(|table| table.lines().skip(1)) {
         let fields: Vec<_> = line.split_whitespace().collect();
-        let [_, local, peer, state, queues, ..] = fields[..] else { return true };
-        // What is on its way stays in the queue of its sender until it is acknowledged.
-        let is_on_its_way = address(peer) == Some(server) && !queues.starts_with("00000000:");
-        let is_half_made = address(local) == Some(server) && matches!(state, "03" | "0C");
-        !is_on_its_way && !is_half_made
-    })
+        let [_, local, peer, state, queues, ..] = fields[..] else { continue };
+        let (Some(local), Some(peer)) = (address(local), address(peer)) else { continue };
+        // It stays in the queue of its sender until it is acknowledged.
+        if peer == server && !queues.starts_with("00000000:") {
+            all.senders.insert(local);
+        }
+        all.is_knocking |= local == server && matches!(state, "03" | "0C");
+    }
+    all
 }
 
 /// The address is shown as the numbers that its bytes make on this machine, four at a time.
@@ -252,14 +265,15 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let mut client = TcpStream::connect(address).unwrap();
         let mut server = listener.accept().unwrap().0;
-        assert!(all_is_delivered_to(address));
+        let (here, senders) = (client.local_addr().unwrap(), || under_way_to(address).senders);
+        assert!(senders().is_empty());
         client.set_nonblocking(true).unwrap();
         let mut written = 0;
         while let Ok(n) = client.write(&[0; 65536]) {
             written += n;
         }
-        assert!(!all_is_delivered_to(address));
+        assert_eq!(senders(), [here].into());
         server.read_exact(&mut vec![0; written]).unwrap();
-        crate::testing::wait_until("the last of it is acknowledged", || all_is_delivered_to(address));
+        crate::testing::wait_until("the last of it is acknowledged", || senders().is_empty());
     }
 }

@@ -81,6 +81,7 @@ impl Spawn {
     }
 
     fn try_run(self, program: &str, arguments: &[&str]) -> io::Result<Output> {
+        super::environment::obey();
         let (mut stdout, mut stderr) = (unnamed_file(), unnamed_file());
         let pid = match self {
             Self::Command | Self::PreExec => self.command(program, arguments, &stdout, &stderr)?,

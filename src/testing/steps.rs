@@ -38,6 +38,7 @@ impl Steps {
     /// When there is no memory for them.
     #[track_caller]
     pub fn new(names: &[&str]) -> Self {
+        super::environment::obey();
         let bytes = mem::size_of_val(names).max(1);
         // SAFETY: new memory at no particular address. It is zeroed, which is a valid counter, and it is never unmapped: a
         // child may still be at it.

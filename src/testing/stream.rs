@@ -4,7 +4,7 @@ use super::proc::inode;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -102,6 +102,16 @@ impl Stream {
         }
     }
 
+    /// The other end, over tcp.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => {
+                stream.peer_addr().ok().map(|peer| SocketAddr::new(peer.ip().to_canonical(), peer.port()))
+            }
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Tells the other side now that all has been received, and not some time later.
     pub(super) fn acknowledge(&self) {
         if let Self::Tcp(stream) = self {
@@ -175,7 +185,12 @@ pub(super) enum Listener {
 
 impl Listener {
     pub(super) fn tcp() -> io::Result<(Self, Address)> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        Self::tcp_at((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    pub(super) fn tcp_at(address: SocketAddr) -> io::Result<(Self, Address)> {
+        super::environment::obey();
+        let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         own(&listener);
         Ok((Self::Tcp(listener), address.into()))
@@ -183,6 +198,7 @@ impl Listener {
 
     pub(super) fn unix() -> io::Result<(Self, Address)> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        super::environment::obey();
         let name = format!("forksafe-{}-{}.sock", std::process::id(), NEXT.fetch_add(1, Relaxed));
         let path = std::env::temp_dir().join(name);
         // Left by one that was killed, and had this pid.

@@ -1,20 +1,21 @@
 //! A tap on the wire to a real server: what travels each way is written down and passed on.
 
-use super::sockets;
-use super::stream::{Address, Listener, Stream, own};
-use parking_lot::{Condvar, Mutex};
+use super::relay::{Pace, Relay, State};
+use super::settle;
+use super::stream::{Address, Listener, Stream};
+use parking_lot::MutexGuard;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Stands before a server and writes down what travels on each connection.
+/// Stands before a server and writes down what travels on each connection. It can also behave as bad networks do: fall
+/// silent ([`freeze`](Self::freeze)), drip, and lead to another server.
 ///
 /// It knows no protocol, so it serves before any server, and with TLS as well. That a child wrote nothing on its parent's
 /// connections is shown for the real thing:
@@ -36,7 +37,9 @@ pub struct Tap {
     address: Address,
     /// Whose thread serves it. A child that drops its copy ends nothing.
     pid: u32,
-    book: Arc<Book>,
+    /// Open until that thread ends.
+    listener: RawFd,
+    relay: Arc<Relay>,
 }
 
 /// What travelled on one connection.
@@ -51,22 +54,8 @@ pub struct Relayed {
     pub client_ended: bool,
     /// Whether the server has ended its part.
     pub server_ended: bool,
-}
-
-/// parking_lot, as in the witness: no child ever comes to these locks. The thread reads only with `seen` locked, so
-/// that what it has read is written down for whoever locks it next.
-#[derive(Debug, Default)]
-struct Book {
-    seen: Mutex<Notes>,
-    changed: Condvar,
-    stopping: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Notes {
-    relayed: BTreeMap<u64, Relayed>,
-    /// Where there may be something to read, and the listener.
-    listens_to: Vec<RawFd>,
+    /// When the tap accepted it.
+    pub accepted_at: Option<Instant>,
 }
 
 impl Tap {
@@ -78,15 +67,30 @@ impl Tap {
     #[track_caller]
     pub fn before(server: impl Into<Address>) -> Self {
         let server = server.into();
-        let (listener, address) = match server {
+        let listening = match server {
             Address::Tcp(_) => Listener::tcp().expect("a free loopback port"),
             Address::Unix(_) => Listener::unix().expect("a socket in the folder for temporary files"),
         };
-        let book = Arc::new(Book::default());
-        book.seen.lock().listens_to.push(listener.as_raw_fd());
-        let writes = Arc::clone(&book);
-        thread::spawn(move || Relay { listener, server, writes, wires: Vec::new() }.serve());
-        Self { address, pid: std::process::id(), book }
+        Self::start(listening, server)
+    }
+
+    /// Listens on this address, for a server that has to have it: the second address of a host, say.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot listen.
+    #[track_caller]
+    pub fn at(here: SocketAddr, server: impl Into<Address>) -> Self {
+        let listening = Listener::tcp_at(here).unwrap_or_else(|error| panic!("cannot listen on {here}: {error}"));
+        Self::start(listening, server.into())
+    }
+
+    fn start((listener, address): (Listener, Address), server: Address) -> Self {
+        let relay = Arc::new(Relay::new(server));
+        let serves = Arc::clone(&relay);
+        let (attends, listens) = (listener.as_raw_fd(), listener);
+        thread::spawn(move || serves.serve(&listens));
+        Self { address, pid: std::process::id(), listener: attends, relay }
     }
 
     /// Where clients connect to, instead of to the server.
@@ -101,21 +105,13 @@ impl Tap {
     /// When that does not come through within the kit's [patience](super::patience).
     #[track_caller]
     pub fn connections(&self) -> BTreeMap<u64, Relayed> {
-        let until = Instant::now() + super::patience();
-        loop {
-            // The network first: what it has delivered is waiting to be read, and that is looked at next.
-            let is_delivered = match &self.address {
-                Address::Tcp(address) => sockets::all_is_delivered_to(*address),
-                Address::Unix(_) => true,
-            };
-            let seen = self.book.seen.lock();
-            if is_delivered && nothing_to_read(&seen.listens_to) {
-                return seen.relayed.clone();
-            }
-            drop(seen);
-            assert!(Instant::now() < until, "bytes are on their way to {} for ever", self.address);
-            thread::sleep(Duration::from_micros(200));
-        }
+        self.settled().relayed.clone()
+    }
+
+    /// The state of things when all that was written before the call has come through.
+    #[track_caller]
+    fn settled(&self) -> MutexGuard<'_, State> {
+        settle::settled(&self.address, || self.relay.state.lock(), |state| (state.sources(), self.listener))
     }
 
     /// Waits until what has travelled satisfies `enough`.
@@ -126,14 +122,11 @@ impl Tap {
     #[track_caller]
     pub fn wait_until(&self, what: &str, mut enough: impl FnMut(&BTreeMap<u64, Relayed>) -> bool) {
         let until = Instant::now() + super::patience();
-        let mut seen = self.book.seen.lock();
-        while !enough(&seen.relayed) {
-            let late = self.book.changed.wait_until(&mut seen, until).timed_out();
-            assert!(
-                !late || enough(&seen.relayed),
-                "the tap waited in vain until {what}; it has seen {:#?}",
-                seen.relayed
-            );
+        let mut state = self.relay.state.lock();
+        while !enough(&state.relayed) {
+            let late = self.relay.changed.wait_until(&mut state, until).timed_out();
+            let relayed = &state.relayed;
+            assert!(!late || enough(relayed), "the tap waited in vain until {what}; it has seen {relayed:#?}");
         }
     }
 
@@ -152,6 +145,78 @@ impl Tap {
         assert!(changes.is_empty(), "connections were touched that should not have been:\n  {}", changes.join("\n  "));
         result
     }
+
+    /// The connections that there are fall silent, as if a firewall had forgotten them: what is written on them is
+    /// swallowed (and written down), no end is passed on, and nothing is closed. New ones work.
+    ///
+    /// ```
+    /// use forksafe::testing::{Stream, Tap, Witness, WitnessClient};
+    /// use std::io::{Read, Write};
+    /// use std::time::Duration;
+    ///
+    /// let witness = Witness::start();
+    /// let tap = Tap::before(witness.address());
+    /// let mut stream = Stream::connect(tap.address())?;
+    /// tap.freeze();
+    /// stream.write_all(WitnessClient::frame("is anybody there").as_bytes())?;
+    /// stream.set_read_timeout(Some(Duration::from_millis(20)))?;
+    /// assert!(stream.read(&mut [0]).is_err(), "no answer, and no end");
+    /// # Ok::<_, std::io::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// As [`connections`](Self::connections).
+    #[track_caller]
+    pub fn freeze(&self) {
+        self.settled().freeze();
+    }
+
+    /// The connections that there are end, for the client and for the server. New ones work.
+    ///
+    /// # Panics
+    ///
+    /// As [`connections`](Self::connections).
+    #[track_caller]
+    pub fn cut(&self) {
+        self.settled().cut();
+    }
+
+    /// New connections go to another server. Those that there are stay where they are.
+    ///
+    /// # Panics
+    ///
+    /// As [`connections`](Self::connections).
+    #[track_caller]
+    pub fn retarget(&self, server: impl Into<Address>) {
+        self.settled().server = server.into();
+    }
+
+    /// From here on what the server says comes so much later. It replaces [`split_replies`](Self::split_replies) and
+    /// [`drip`](Self::drip), as they replace it. `Duration::ZERO` undoes all three.
+    pub fn slow(&self, delay: Duration) {
+        self.pace(Pace { at_once: 0, piece: usize::MAX, pause: delay });
+    }
+
+    /// From here on what the server says at a time comes in two parts: `at` bytes at once, the rest after a pause.
+    pub fn split_replies(&self, at: usize, pause: Duration) {
+        self.pace(Pace { at_once: at, piece: usize::MAX, pause });
+    }
+
+    /// From here on what the server says comes in pieces of so many bytes, with a pause after each.
+    ///
+    /// # Panics
+    ///
+    /// When a piece has no bytes.
+    pub fn drip(&self, piece: usize, pause: Duration) {
+        assert!(piece > 0, "a drop has at least one byte");
+        self.pace(Pace { at_once: piece, piece, pause });
+    }
+
+    /// What is already on its way keeps its pace.
+    fn pace(&self, pace: Pace) {
+        self.relay.state.lock().pace = pace;
+    }
 }
 
 impl Drop for Tap {
@@ -159,7 +224,7 @@ impl Drop for Tap {
         if self.pid != std::process::id() {
             return;
         }
-        self.book.stopping.store(true, Relaxed);
+        self.relay.stopping.store(true, Relaxed);
         // Wakes the one that accepts.
         let _ = Stream::connect(&self.address);
         if let Address::Unix(path) = &self.address {
@@ -198,159 +263,4 @@ fn shown(bytes: &[u8]) -> String {
     const MOST: usize = 200;
     let more = if bytes.len() > MOST { "..." } else { "" };
     format!("\"{}\"{more}", bytes[..bytes.len().min(MOST)].escape_ascii())
-}
-
-fn pollfd(fd: RawFd, events: i16) -> libc::pollfd {
-    libc::pollfd { fd, events, revents: 0 }
-}
-
-fn nothing_to_read(fds: &[RawFd]) -> bool {
-    let mut ask: Vec<_> = fds.iter().map(|&fd| pollfd(fd, libc::POLLIN)).collect();
-    // SAFETY: the pointer and the length are those of a vector of ours.
-    unsafe { libc::poll(ask.as_mut_ptr(), ask.len() as libc::nfds_t, 0) == 0 }
-}
-
-/// The one thread of a tap, for the reason that the witness has one.
-struct Relay {
-    listener: Listener,
-    server: Address,
-    writes: Arc<Book>,
-    wires: Vec<Wire>,
-}
-
-/// A connection of a client's and the one to the server that it stands for.
-struct Wire {
-    id: u64,
-    client: Pipe,
-    server: Pipe,
-}
-
-struct Pipe {
-    stream: Stream,
-    /// Until its end has been read.
-    has_more: bool,
-    /// What is still to be written on it.
-    unsent: Vec<u8>,
-    /// Nothing more will be written on it.
-    is_shut: bool,
-}
-
-impl Relay {
-    fn serve(mut self) {
-        let mut next_id = 1;
-        while !self.writes.stopping.load(Relaxed) {
-            let mut ready = vec![pollfd(self.listener.as_raw_fd(), libc::POLLIN)];
-            ready.extend(self.wires.iter().flat_map(|wire| [wire.client.wants(), wire.server.wants()]));
-            // SAFETY: the pointer and the length are those of a vector of ours.
-            unsafe { libc::poll(ready.as_mut_ptr(), ready.len() as libc::nfds_t, -1) };
-            let writes = Arc::clone(&self.writes);
-            let mut seen = writes.seen.lock();
-            for wire in &mut self.wires {
-                wire.relay(&mut seen);
-            }
-            if ready[0].revents != 0 {
-                self.admit(next_id, &mut seen);
-                next_id += 1;
-            }
-            self.wires.retain(|wire| !wire.is_over());
-            let pipes = self.wires.iter().flat_map(|wire| [&wire.client, &wire.server]);
-            let fds = pipes.filter(|pipe| pipe.has_more).map(|pipe| pipe.stream.as_raw_fd());
-            seen.listens_to = fds.chain([self.listener.as_raw_fd()]).collect();
-            drop(seen);
-            self.writes.changed.notify_all();
-        }
-        // Whoever still has a copy of these must not keep the server waiting.
-        for wire in &self.wires {
-            wire.client.end();
-            wire.server.end();
-        }
-        self.writes.seen.lock().listens_to.clear();
-    }
-
-    fn admit(&mut self, id: u64, seen: &mut Notes) {
-        let Ok(client) = self.listener.accept() else { return };
-        let relayed = seen.relayed.entry(id).or_default();
-        let connected = Stream::connect(&self.server).and_then(|server| {
-            own(&server);
-            client.set_nonblocking()?;
-            server.set_nonblocking()?;
-            Ok(server)
-        });
-        match connected {
-            Ok(server) => self.wires.push(Wire { id, client: Pipe::new(client), server: Pipe::new(server) }),
-            // The client is told by the end of its connection.
-            Err(_) => relayed.server_ended = true,
-        }
-    }
-}
-
-impl Wire {
-    /// Does what can be done without waiting.
-    fn relay(&mut self, seen: &mut Notes) {
-        let relayed = seen.relayed.entry(self.id).or_default();
-        relayed.client_ended |= self.client.read_into(&mut relayed.sent, &mut self.server.unsent);
-        relayed.server_ended |= self.server.read_into(&mut relayed.received, &mut self.client.unsent);
-        self.server.write(self.client.has_more);
-        self.client.write(self.server.has_more);
-    }
-
-    /// Both have been told the end, whoever holds copies of their sockets.
-    fn is_over(&self) -> bool {
-        self.client.is_shut && self.server.is_shut
-    }
-}
-
-impl Pipe {
-    fn new(stream: Stream) -> Self {
-        Self { stream, has_more: true, unsent: Vec::new(), is_shut: false }
-    }
-
-    fn wants(&self) -> libc::pollfd {
-        let read = if self.has_more { libc::POLLIN } else { 0 };
-        let write = if self.unsent.is_empty() { 0 } else { libc::POLLOUT };
-        // Of one that nothing is wanted of, its being hung up is no news.
-        pollfd(if read | write == 0 { -1 } else { self.stream.as_raw_fd() }, read | write)
-    }
-
-    /// Reads what is there, into both. True at the end of the stream.
-    fn read_into(&mut self, record: &mut Vec<u8>, pass_on: &mut Vec<u8>) -> bool {
-        let mut bytes = [0; 16384];
-        while self.has_more {
-            match self.stream.read(&mut bytes) {
-                Ok(n) if n > 0 => {
-                    record.extend_from_slice(&bytes[..n]);
-                    pass_on.extend_from_slice(&bytes[..n]);
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.stream.acknowledge();
-                    return false;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // A reset is an end, too.
-                _ => self.has_more = false,
-            }
-        }
-        true
-    }
-
-    /// Writes what there is room for; after the last of it, tells the end. `more`: whether more will come.
-    fn write(&mut self, more: bool) {
-        while !self.unsent.is_empty() {
-            match self.stream.write(&self.unsent) {
-                Ok(n) => drop(self.unsent.drain(..n)),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // It hears nothing any more. What is still written for it is written down, and that is all.
-                Err(_) => self.unsent.clear(),
-            }
-        }
-        if !more && !self.is_shut {
-            self.is_shut = true;
-            let _: io::Result<()> = self.stream.shutdown(Shutdown::Write);
-        }
-    }
-
-    fn end(&self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
-    }
 }

@@ -1,18 +1,17 @@
 //! Every way of making a child, from libc's fork to a raw clone with the parent's own pid.
 
 use super::child::Child;
-use super::proc::{Process, pipe};
+use super::launched::{self, Launched, reap};
+use super::proc::pipe;
 use crate::fork;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::ffi::CStr;
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
-use std::thread;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 /// A way of making a child that goes on in the same program.
@@ -98,7 +97,7 @@ impl Way {
 
     fn try_out(self) -> Result<(), String> {
         match self.try_launch(|| {}) {
-            Ok(launched) => {
+            Ok(mut launched) => {
                 launched.wait(Instant::now() + Duration::from_secs(10)).ok_or("a child that does nothing hung")?;
                 Ok(())
             }
@@ -133,6 +132,7 @@ impl Way {
     }
 
     fn try_launch(self, body: impl FnOnce()) -> io::Result<Launched> {
+        super::environment::obey();
         match self {
             Self::ReusedPid => return reuse_pid(body),
             Self::Daemonise => return daemonise(body),
@@ -140,7 +140,7 @@ impl Way {
         }
         match self.make()? {
             0 => run_and_leave(body),
-            pid => Ok(Launched { runs: pid, waits: pid }),
+            pid => Ok(Launched::new(pid, pid, self)),
         }
     }
 
@@ -169,7 +169,12 @@ impl Way {
                     libc::syscall(libc::SYS_clone, SIGCHLD | libc::c_long::from(libc::CLONE_NEWPID), 0, 0, 0, 0)
                 }
                 Self::SharedFds => {
-                    libc::syscall(libc::SYS_clone, SIGCHLD | libc::c_long::from(libc::CLONE_FILES), 0, 0, 0, 0)
+                    // Before, so that it is never too late.
+                    launched::SHARING.fetch_add(1, Relaxed);
+                    let flags = SIGCHLD | libc::c_long::from(libc::CLONE_FILES);
+                    let pid = libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0);
+                    launched::SHARING.fetch_sub(u32::from(pid < 0), Relaxed);
+                    pid
                 }
                 Self::ReusedPid | Self::Daemonise => unreachable!("made of several"),
             }
@@ -230,7 +235,7 @@ fn daemonise(body: impl FnOnce()) -> io::Result<Launched> {
             drop(teller);
             reap(middle);
             let daemon = hear(&news)?;
-            Ok(Launched { runs: daemon, waits: daemon })
+            Ok(Launched::new(daemon, daemon, Way::Daemonise))
         }
     }
 }
@@ -255,7 +260,7 @@ fn reuse_pid(body: impl FnOnce()) -> io::Result<Launched> {
             reap(ancestor);
             let caretaker = hear(&news)?;
             match hear(&news)? {
-                0 => Ok(Launched { runs: ancestor, waits: caretaker }),
+                0 => Ok(Launched::new(ancestor, caretaker, Way::ReusedPid)),
                 error => {
                     reap(caretaker);
                     Err(io::Error::from_raw_os_error(error))
@@ -303,78 +308,5 @@ fn hear(from: &OwnedFd) -> io::Result<i32> {
     match unsafe { libc::read(from.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) } {
         4 => Ok(i32::from_ne_bytes(bytes)),
         _ => Err(io::Error::other("a process in between failed")),
-    }
-}
-
-fn reap(pid: libc::pid_t) {
-    // SAFETY: takes numbers, and no status.
-    unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
-}
-
-/// A child and who is to be waited for.
-#[derive(Debug)]
-pub(super) struct Launched {
-    /// The process that runs the closure.
-    pub(super) runs: libc::pid_t,
-    /// The child of ours that ends when that one does, and as it does.
-    waits: libc::pid_t,
-}
-
-impl Launched {
-    /// Waits until `fd` is readable (true) or the child has ended (false). `None` when the time is over.
-    pub(super) fn readable_or_ended(&self, fd: RawFd, until: Instant) -> Option<bool> {
-        loop {
-            // Looked at first: what it said before its end is then there to be read.
-            let ended = self.has_ended();
-            let mut ask = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-            // SAFETY: one pollfd, ours.
-            if unsafe { libc::poll(&raw mut ask, 1, if ended { 0 } else { 2 }) } > 0 {
-                return Some(true);
-            }
-            if ended {
-                return Some(false);
-            }
-            if Instant::now() >= until {
-                return None;
-            }
-        }
-    }
-
-    /// Without waiting for it: its status is still to be had.
-    fn has_ended(&self) -> bool {
-        // SAFETY: all zeros is a valid siginfo, and it is ours.
-        unsafe {
-            let mut info: libc::siginfo_t = mem::zeroed();
-            let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-            libc::waitid(libc::P_PID, self.waits as libc::id_t, &raw mut info, options) != 0 || info.si_pid() != 0
-        }
-    }
-
-    /// How it ended, or `None` when it has not by then.
-    pub(super) fn wait(&self, until: Instant) -> Option<ExitStatus> {
-        loop {
-            let mut status = 0;
-            // SAFETY: `status` is ours.
-            let ended = unsafe { libc::waitpid(self.waits, &raw mut status, libc::WNOHANG) };
-            if ended != 0 {
-                return Some(ExitStatus::from_raw(status));
-            }
-            if Instant::now() >= until {
-                return None;
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// With its descendants.
-    pub(super) fn kill(&self) {
-        let descendants = Process::tree(self.runs as u32).unwrap_or_default();
-        let descendants = descendants.iter().map(|process| process.pid as libc::pid_t);
-        // The first is the root of the tree, if that is still there.
-        for pid in [self.runs, self.waits].into_iter().chain(descendants.skip(1)) {
-            // SAFETY: takes numbers. The two have not been waited for, and the others were there a moment ago.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
-        }
-        reap(self.waits);
     }
 }

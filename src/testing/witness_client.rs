@@ -155,6 +155,18 @@ pub(super) fn read_frame(line: &str) -> Option<(&str, &str)> {
     (length.parse() == Ok(text.len()) && is_name(who)).then_some((who, text))
 }
 
+/// Whether a line that has no end yet may be one of `owner`'s, or of anybody's if that is not known.
+pub(super) fn begins_frame(text: &str, owner: Option<&str>) -> bool {
+    const HEAD: &str = "I am ";
+    let Some(rest) = text.strip_prefix(HEAD) else { return HEAD.starts_with(text) };
+    match (rest.split_once(','), owner) {
+        (Some((who, _)), Some(owner)) => who == owner,
+        (Some((who, _)), None) => is_name(who),
+        (None, Some(owner)) => owner.starts_with(rest),
+        (None, None) => rest.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.'),
+    }
+}
+
 /// Those who began to say something in a line.
 pub(super) fn named_in(line: &str) -> Vec<&str> {
     let words = line.split("I am ").skip(1).map(|rest| rest.split(',').next().unwrap_or_default());

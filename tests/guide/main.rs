@@ -21,8 +21,9 @@ fn the_tests_of_the_guide_fail_without_the_protection() {
             .env("FORKSAFE_CONTROL", "1")
             .output()
             .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
+        let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
         assert!(text.contains("running 1 test"), "there is no test {test}");
         assert!(!output.status.success(), "{test} passed without the protection:\n{text}");
+        assert!(text.contains("FORKSAFE_CONTROL is set: the protection is off"), "{test} failed with it:\n{text}");
     }
 }

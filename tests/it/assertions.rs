@@ -43,6 +43,27 @@ fn a_shared_connection_is_named_with_its_ends_and_its_holders() {
     });
 }
 
+/// Its first thread has ended, and `/proc` shows nothing of it there.
+#[test]
+fn a_process_whose_first_thread_has_ended_is_looked_into_all_the_same() {
+    clean_process(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let before = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let child = testing::child(|| {
+            thread::spawn(thread::park);
+            // SAFETY: ends this thread alone, with all that is on its stack.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+        });
+        let ended = || std::fs::read_to_string(format!("/proc/{}/stat", child.pid())).unwrap().contains(") Z ");
+        testing::wait_until("its first thread has ended", ended);
+        let text = failure(|| testing::assert_nothing_shared(&[std::process::id(), child.pid()]));
+        assert!(text.contains(&format!("tcp {} -> ", before.local_addr().unwrap())), "{text}");
+        assert!(text.contains(&format!("held by process {} (it-", child.pid())), "{text}");
+        assert!(testing::descriptors(child.pid()).len() > 3);
+        child.kill();
+    });
+}
+
 /// The parent may come to the assertion before the child comes out of its fork.
 #[test]
 fn a_child_that_is_just_being_born_has_a_moment_to_drop_what_it_inherited() {

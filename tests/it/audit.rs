@@ -1,4 +1,4 @@
-//! The example `audit`, run on families of this program's own, and what it rests on.
+//! `forksafe-audit`, run on families of this program's own, and what it rests on.
 
 use crate::kit::Door;
 use forksafe::testing::{self, Child, Holdings, Process, SocketState, Way, clean_process};
@@ -13,13 +13,13 @@ use std::thread;
 use std::time::Duration;
 
 #[allow(dead_code, reason = "its main is not wanted")]
-#[path = "../../examples/audit.rs"]
-mod example;
+#[path = "../../src/bin/forksafe-audit.rs"]
+mod program;
 
 /// Its exit code, what it printed, and its error.
 fn audit(arguments: &[&str]) -> (u8, String, String) {
     let mut out = Vec::new();
-    let told = example::audit(arguments.iter().map(Into::into).collect(), &mut out);
+    let told = program::audit(arguments.iter().map(Into::into).collect(), &mut out);
     let (code, error) = told.map_or_else(|error| (2, error.to_string()), |code| (code, String::new()));
     (code, String::from_utf8(out).unwrap(), error)
 }
@@ -210,6 +210,7 @@ fn what_cannot_be_seen_is_an_error_and_not_a_good_report() {
         };
         let (code, error) = code_and_error(&["4194304"]);
         assert!(code == 2 && error.starts_with("no process 4194304 is to be seen here: "), "{error}");
+        assert!(audit(&["--help"]).1.contains("forksafe-audit PID..."));
         assert_eq!(code_and_error(&["self"]).0, 2);
         assert_eq!(code_and_error(&["0"]).0, 2);
         assert_eq!(code_and_error(&["--everything", "1"]).0, 2);

@@ -85,6 +85,55 @@ fn a_hang_is_shown_where_it_is_and_ended_with_all_that_hangs_with_it() {
     });
 }
 
+/// A test that fails drops what it has.
+#[test]
+fn a_child_that_is_dropped_is_killed_and_waited_for_with_its_descendants() {
+    clean_process(|| {
+        for way in ways() {
+            let (mut pids, mut tell) = io::pipe().unwrap();
+            let failed = catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let _child = way.child(|| {
+                    let grandchild = testing::child(thread::park);
+                    tell.write_all(&grandchild.pid().to_ne_bytes()).unwrap();
+                    thread::park();
+                });
+                let mut grandchild = [0; 4];
+                pids.read_exact(&mut grandchild).unwrap();
+                resume_unwind(Box::new((_child.pid(), u32::from_ne_bytes(grandchild))));
+            }));
+            let (child, grandchild) = *failed.unwrap_err().downcast::<(u32, u32)>().unwrap();
+            if way != Way::NewPidNamespace {
+                testing::wait_until("the grandchild has ended", || !is_running(grandchild));
+            }
+            assert!(!kit::is_alive(child), "{way}: it is there, or was not waited for");
+        }
+    });
+}
+
+/// It may be dead and not waited for: it was its parent's to do so.
+pub(crate) fn is_running(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !matches!(stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next()), None | Some('Z' | 'X'))
+}
+
+/// In the child it is a copy of what its parent knows of a sibling.
+#[test]
+fn a_copy_that_a_sibling_drops_ends_nobody_and_neither_does_leaving_it() {
+    clean_process(|| {
+        let steps = Steps::new(&["the end"]);
+        let mut elder = Some(testing::child(|| steps.wait_for("the end")));
+        // What shares the table would close what it is heard by.
+        for way in ways().filter(|way| *way != Way::SharedFds) {
+            way.child(|| drop(elder.take())).join();
+        }
+        assert!(is_running(elder.as_ref().unwrap().pid()));
+        let pid = elder.unwrap().leave();
+        assert!(is_running(pid));
+        steps.take("the end");
+        kit::wait(pid as i32);
+    });
+}
+
 #[test]
 fn the_panic_of_another_thread_is_part_of_the_story() {
     clean_process(|| {

@@ -81,7 +81,7 @@ scenarios! {
                         stop.pass();
                     });
                     idles.pass();
-                    let pid = idle.pid();
+                    let pid = idle.leave();
                     match end {
                         "close" => {
                             pool.disconnect();

@@ -5,6 +5,7 @@
 
 mod assertions;
 mod audit;
+mod bad_networks;
 mod callbacks;
 mod children;
 mod churn;
@@ -15,6 +16,7 @@ mod exec;
 mod hooks;
 mod idle;
 mod inflight;
+mod killed;
 mod kit;
 mod lent;
 mod limits;

@@ -4,7 +4,9 @@
 //! is printed: `--seed N` makes the same ones again, and `--round K` makes those of one round again and again. What the
 //! scheduler does is not ours to choose, so a replay is a likely one and not a certain one.
 
+mod first_use;
 mod script;
+mod trouble;
 mod world;
 
 use fastrand::Rng;
@@ -35,6 +37,12 @@ fn main() -> ExitCode {
     let is_for_others = |arg: &String| !arg.starts_with("--") || arg == "--list";
     let ours = ["--duration", "--seed", "--round", "--unsafe-share"];
     let arguments: Vec<_> = std::env::args().skip(1).collect();
+    if let [option, seed, witness] = &arguments[..]
+        && option == first_use::OPTION
+    {
+        first_use::be_it(seed, witness);
+        return ExitCode::SUCCESS;
+    }
     if !arguments.iter().any(|arg| ours.contains(&&**arg)) && arguments.iter().any(is_for_others) {
         return ExitCode::SUCCESS;
     }

@@ -1,5 +1,7 @@
 //! One round: what is chosen, and that it comes out right.
 
+use crate::first_use;
+use crate::trouble::{Ill, Weather};
 use crate::world::{Lent, Owner, Pools, Service, World};
 use fastrand::Rng;
 use forksafe::fork;
@@ -20,6 +22,10 @@ pub(crate) struct Script {
     delay: Duration,
     acts: Vec<Act>,
     end: End,
+    /// What becomes of the network meanwhile.
+    weather: Option<Weather>,
+    /// Whether another process begins meanwhile, of which this is the seed.
+    first_use: Option<u64>,
     /// Whether the parent looks at the child's descriptors before it goes on.
     is_inspected: bool,
 }
@@ -35,6 +41,9 @@ enum Act {
     UnwindThroughInherited,
     Disconnect,
     Execute(Spawn),
+    /// A connect that fails.
+    Fail(Ill),
+    AskThroughTheWeather,
     /// A child of its own.
     Fork(Way, Vec<Act>),
 }
@@ -76,7 +85,10 @@ impl Script {
         let held = Service::ALL.into_iter().filter(|_| rng.bool()).collect();
         let (in_a_transaction, is_inspected) = (rng.bool(), rng.u8(..4) == 0);
         let delay = Duration::from_micros(if rng.bool() { 0 } else { rng.u64(..3000) });
-        Self { way, held, in_a_transaction, delay, acts, end, is_inspected }
+        // The tap's thread allocates, and only libc's fork puts that in order.
+        let weather = (way.runs_handlers() && rng.u8(..6) == 0).then(|| choose(rng, &Weather::ALL));
+        let first_use = (first_use::UNDER_FORKS && rng.u8(..8) == 0).then(|| rng.u64(..));
+        Self { way, held, in_a_transaction, delay, acts, end, weather, first_use, is_inspected }
     }
 
     pub(crate) fn play(&self, world: &World, round: u64, rng: &mut Rng) {
@@ -86,6 +98,11 @@ impl Script {
         before.iter().for_each(|session| world.note(session, Owner::Parent));
         let transactions: Vec<_> =
             held.iter_mut().map(|lent| if self.in_a_transaction { lent.begin() } else { None }).collect();
+        if let Some(weather) = self.weather {
+            // So that the child inherits one that leads through it.
+            world.pools.trouble.ask_through_the_weather("before the storm");
+            world.pools.trouble.change(weather, rng);
+        }
         let forks_at = Instant::now() + self.delay;
         while Instant::now() < forks_at {
             std::hint::spin_loop();
@@ -100,6 +117,8 @@ impl Script {
         if self.is_inspected {
             steps.wait_for("the child has taken stock");
             testing::assert_nothing_shared(&[me, child.pid()]);
+            // Not even one that its parent has closed since: it has not opened any.
+            testing::wait_until("the child holds no live connection", || world.is_unconnected(child.pid()));
             steps.take("it has been looked at");
         }
         // What the parent does meanwhile, or not.
@@ -131,6 +150,12 @@ impl Script {
                 lent.commit(number);
             }
         }
+        if self.weather.is_some() {
+            world.pools.trouble.clear_up();
+        }
+        if let Some(seed) = self.first_use {
+            first_use::race(seed, world.witness.address());
+        }
         assert_eq!(world.witness.violations(), Vec::<String>::new());
     }
 
@@ -160,7 +185,7 @@ impl Script {
 
 fn acts(rng: &mut Rng, depth: u32) -> Vec<Act> {
     (0..rng.usize(..5))
-        .map(|_| match rng.u8(..12) {
+        .map(|_| match rng.u8(..14) {
             0..=3 => Act::Use(choose(rng, &Service::ALL)),
             4 => Act::UseInThreads(rng.usize(2..6), choose(rng, &Service::ALL)),
             5 => Act::UseInherited,
@@ -168,6 +193,8 @@ fn acts(rng: &mut Rng, depth: u32) -> Vec<Act> {
             7 => Act::UnwindThroughInherited,
             8 => Act::Disconnect,
             9 => Act::Execute(choose(rng, Spawn::ALL)),
+            10 => Act::Fail(choose(rng, &Ill::ALL)),
+            11 => Act::AskThroughTheWeather,
             _ if depth == 0 => Act::Use(Service::Witness),
             _ => Act::Fork(choose(rng, &[Way::Fork, Way::Clone, Way::SysFork]), acts(rng, depth - 1)),
         })
@@ -197,6 +224,8 @@ fn play(acts: &[Act], pools: &Pools, held: &mut Vec<Lent>, sessions: &mut Vec<(S
             }
             Act::Disconnect => pools.disconnect(),
             Act::Execute(spawn) => assert!(spawn.run("true", &[]).status.success(), "{spawn}"),
+            Act::Fail(ill) => pools.trouble.meet(*ill),
+            Act::AskThroughTheWeather => _ = pools.trouble.ask_through_the_weather("in the storm"),
             Act::Fork(way, acts) => {
                 let child = way.child(|| {
                     let mut sessions = Vec::new();

@@ -1,8 +1,9 @@
 //! The servers, the pools, and what is known of their sessions.
 
+use crate::trouble::{FAILING_CONNECTS_IN_THE_PARENT, Ill, Trouble};
 use fastrand::Rng;
 use forksafe::postgres::PostgresManager;
-use forksafe::testing::{self, PrivatePostgres, PrivateRedis, Witness, WitnessClient, WitnessManager};
+use forksafe::testing::{self, PrivatePostgres, PrivateRedis, SocketState, Witness, WitnessClient, WitnessManager};
 use forksafe::{ManageConnection, Pool, PooledConnection};
 use postgres::{Client, NoTls};
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ pub(crate) struct Pools {
     witness: Pool<WitnessManager>,
     redis: Pool<redis::Client>,
     postgres: Pool<PostgresManager<NoTls>>,
+    pub(crate) trouble: Trouble,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -158,6 +160,7 @@ impl World {
             witness: pool(witness.manager()),
             redis: pool(redis::Client::open(redis.url()).expect("a url")),
             postgres: pool(PostgresManager::new(postgres.config(), NoTls)),
+            trouble: Trouble::new(redis.address().parse().expect("an address"), &postgres.config()),
         };
         let (owners, gate) = (Mutex::default(), RwLock::default());
         let (stopping, failed) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -172,6 +175,9 @@ impl World {
                 let session = self.pools.ask(Service::ALL[rng.usize(..3)]);
                 if rng.u8(..) < 4 {
                     self.pools.disconnect();
+                }
+                if FAILING_CONNECTS_IN_THE_PARENT && rng.u8(..) < 64 {
+                    self.pools.trouble.meet([Ill::Refused, Ill::WrongDatabase, Ill::NoDatabase][rng.usize(..3)]);
                 }
                 drop(at_work);
                 self.note(&session, Owner::Parent);
@@ -191,6 +197,18 @@ impl World {
     pub(crate) fn note(&self, session: &str, by: Owner) {
         let owner = *self.owners.lock().unwrap().entry(session.to_owned()).or_insert(by);
         assert_eq!(owner, by, "session {session:?} was used by two processes");
+    }
+
+    /// Whether none of the servers' connections is held by that process, and could still be used.
+    pub(crate) fn is_unconnected(&self, pid: u32) -> bool {
+        let postgres = format!("127.0.0.1:{}", self.postgres.port().expect("one of our own"));
+        let tap = self.pools.trouble.address().to_string();
+        let servers = [self.witness.address().to_string(), self.redis.address().to_owned(), postgres, tap];
+        let held = testing::Holdings::of(&[pid]).expect("the child");
+        // What the parent has shut down is not established.
+        let is_live = |state: &SocketState| *state == SocketState::Connected("ESTABLISHED");
+        let mut sockets = held.sockets().iter().map(|held| &held.socket);
+        !sockets.any(|socket| is_live(&socket.state) && servers.contains(&socket.peer))
     }
 
     pub(crate) fn sessions(&self) -> usize {
@@ -215,6 +233,7 @@ impl World {
     pub(crate) fn judge_the_end(&self) {
         assert!(!self.has_failed(), "a thread of the parent failed");
         self.pools.disconnect();
+        self.pools.trouble.end();
         testing::assert_comes_to("open connections at the witness", 0, || {
             self.witness.connections().values().filter(|seen| !seen.ended).count()
         });
@@ -229,6 +248,6 @@ impl World {
             admin.query_one(sessions, &[]).unwrap().get::<_, i64>(0)
         });
         let open = testing::descriptors(std::process::id()).len();
-        assert!(open < 40, "{open} descriptors are open here");
+        assert!(open < 60, "{open} descriptors are open here");
     }
 }

@@ -21,7 +21,7 @@ pub fn run(sh: &Shell, steps: &mut Steps, install: bool) -> Result<()> {
     steps.run_expecting(1, cmd!(sh, "cargo test --all-features --test soak -- --unsafe-share"))?;
     // This program itself has no children that share anything.
     let pid = std::process::id().to_string();
-    steps.run(cmd!(sh, "cargo run --example audit -- {pid}"))?;
+    steps.run(cmd!(sh, "cargo run --features testing --bin forksafe-audit -- {pid}"))?;
     drive_the_example(sh, steps)
 }
 

@@ -4,7 +4,8 @@
 //! A connection that two of them hold is one that a fork photocopied, and that nobody may use but one.
 //!
 //! ```text
-//! cargo run --example audit -- PID...
+//! cargo install forksafe --features testing
+//! forksafe-audit PID...
 //! ```
 
 use forksafe::testing::{HeldSocket, Holdings, Process, SocketState};
@@ -21,7 +22,7 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const USAGE: &str = "\
 Shows which sockets the processes of a running program share, for each PID with all its descendants.
 
-  audit PID...
+  forksafe-audit PID...
 
 Exit code: 0, 1 if a connected socket is shared, 2 if that cannot be told.
 ";
@@ -33,19 +34,17 @@ fn main() -> ExitCode {
     let arguments = std::env::args_os().skip(1).collect();
     let told = audit(arguments, &mut io::stdout().lock());
     ExitCode::from(told.unwrap_or_else(|error| {
-        eprintln!("audit: {error}");
+        eprintln!("forksafe-audit: {error}");
         2
     }))
 }
 
 /// Prints what is found, and returns the exit code.
 pub(crate) fn audit(arguments: Vec<OsString>, out: &mut impl Write) -> Result<u8> {
-    let mut arguments = pico_args::Arguments::from_vec(arguments);
-    if arguments.contains(["-h", "--help"]) {
+    if arguments.iter().any(|argument| argument == "-h" || argument == "--help") {
         out.write_all(USAGE.as_bytes())?;
         return Ok(0);
     }
-    let arguments = arguments.finish();
     let pids = arguments.iter().map(|arg| {
         let pid = arg.to_str().and_then(|arg| arg.parse().ok()).filter(|pid| *pid > 0);
         pid.ok_or_else(|| format!("{arg:?} is not a process id; --help tells what there is"))
