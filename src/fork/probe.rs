@@ -74,10 +74,6 @@ impl Known {
         Some(Self(socket, sys::look(socket)?.identity))
     }
 
-    pub(crate) fn number(self) -> RawFd {
-        self.0
-    }
-
     /// Ends it for every process that holds a copy of it, if it is still there.
     pub(crate) fn shut_down(self) {
         if sys::is(self.0, self.1) {

@@ -1,7 +1,6 @@
 //! Where to connect to: the driver's configuration, with the addresses that the pool knows written into it.
 
-use super::Error;
-use crate::Attempt;
+use crate::{Attempt, Target};
 use ::postgres::Config;
 use ::postgres::config::{Host, LoadBalanceHosts};
 use std::collections::hash_map::RandomState;
@@ -12,7 +11,7 @@ use std::time::Instant;
 /// Connecting to it by TCP fails at once, and sends nothing: the kernel knows no route.
 const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::BROADCAST);
 
-/// The names that have to be resolved, with their ports. None if the driver is to see to it.
+/// The names that have to be resolved, with their ports.
 pub(super) fn names(config: &Config) -> Vec<(String, u16)> {
     if !config.get_hostaddrs().is_empty() {
         return Vec::new();
@@ -21,7 +20,7 @@ pub(super) fn names(config: &Config) -> Vec<(String, u16)> {
         Host::Tcp(name) => Some((name.clone(), port(config, place))),
         Host::Unix(_) => None,
     };
-    config.get_hosts().iter().enumerate().map(named).collect::<Option<_>>().unwrap_or_default()
+    config.get_hosts().iter().enumerate().filter_map(named).collect()
 }
 
 /// As the driver reads it.
@@ -30,63 +29,70 @@ fn port(config: &Config, place: usize) -> u16 {
     ports.get(place).or(ports.first()).copied().unwrap_or(5432)
 }
 
-/// What to connect with, one after the other, and how many hosts the driver will try with each. Never empty.
-pub(super) fn located(config: &Config, at: &Attempt) -> Result<(Vec<Config>, u32), Error> {
+/// How a configuration is connected with.
+pub(super) enum Route {
+    /// One address after the other of these hosts.
+    Dial(Vec<(String, u16)>),
+    /// By the driver, which tries so many addresses: what is in the configuration cannot be taken away, and not all of it
+    /// can be overridden.
+    Driver(u32),
+}
+
+pub(super) fn route(config: &Config, at: &Attempt) -> Route {
     let names = names(config);
-    let by_driver = || {
-        let hosts = config.get_hosts().len().max(config.get_hostaddrs().len()).max(1);
-        Ok((vec![config.clone()], hosts as u32))
-    };
-    if names.is_empty() {
-        return by_driver();
+    let hosts = config.get_hosts().len().max(config.get_hostaddrs().len());
+    if !names.is_empty() && names.len() == hosts {
+        return Route::Dial(names);
     }
-    let mut targets = Vec::new();
-    let mut unknown = None;
-    for (place, (host, port)) in names.iter().enumerate() {
-        match at.addresses(host, *port) {
-            // `hostaddr` has no room for the interface.
-            Ok(addresses) if addresses.iter().any(needs_interface) => return by_driver(),
-            Ok(addresses) => targets.push((place, addresses)),
-            Err(source) => unknown = Some(Error::LookUp { host: host.clone(), source }),
-        }
-    }
-    if let (true, Some(unknown)) = (targets.is_empty(), unknown) {
-        return Err(unknown);
-    }
-    if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
-        shuffle(&mut targets);
-        targets.iter_mut().for_each(|(_, addresses)| shuffle(addresses));
-    }
-    let targets = targets.into_iter().flat_map(|(place, all)| all.into_iter().map(move |one| (place, one.ip())));
-    let only = |(place, address): (usize, IpAddr)| {
-        let mut only = config.clone();
-        only.load_balance_hosts(LoadBalanceHosts::Disable);
-        // A configuration's hosts cannot be taken away. Of several, all are sent nowhere, and the one comes after them.
-        if names.len() > 1 {
-            for _ in &names {
-                only.hostaddr(NOWHERE);
-            }
-            only.host(&names[place].0);
-            if config.get_ports().len() > 1 {
-                only.port(names[place].1);
-            }
-        }
-        only.hostaddr(address);
-        only
-    };
-    Ok((targets.map(only).collect(), 1))
+    let addresses = names.iter().map(|(host, port)| at.addresses(host, *port).map_or(1, |all| all.len()));
+    let others = hosts - names.len();
+    Route::Driver(u32::try_from(addresses.sum::<usize>() + others).unwrap_or(u32::MAX).max(1))
 }
 
-fn needs_interface(address: &SocketAddr) -> bool {
-    matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0)
+/// The configuration for one address, and how many the driver tries with it.
+pub(super) fn only(config: &Config, names: &[(String, u16)], target: &Target) -> (Config, u32) {
+    let mut only = config.clone();
+    // `hostaddr` has no room for the interface, so the driver looks the name up itself.
+    if matches!(target.address, SocketAddr::V6(v6) if v6.scope_id() != 0) {
+        return (only, names.len() as u32);
+    }
+    only.load_balance_hosts(LoadBalanceHosts::Disable);
+    // A configuration's hosts cannot be taken away. Of several, all are sent nowhere, and the one comes after them.
+    if names.len() > 1 {
+        for _ in names {
+            only.hostaddr(NOWHERE);
+        }
+        only.host(&names[target.host].0);
+        if config.get_ports().len() > 1 {
+            only.port(names[target.host].1);
+        }
+    }
+    only.hostaddr(target.address.ip());
+    (only, 1)
 }
 
-/// Not by a generator that lives in memory: the workers of a server are copies of each other, and would all choose alike.
-fn shuffle<T>(all: &mut [T]) {
+/// The order in which they are tried: hosts, and then the addresses of each.
+pub(super) fn put_in_order(config: &Config, targets: &mut [(usize, SocketAddr)]) {
+    if config.get_load_balance_hosts() != LoadBalanceHosts::Random {
+        return;
+    }
+    // Not by a generator that lives in memory: the workers of a server are copies of each other, and would all choose alike.
     let chance = RandomState::new();
     let here = (std::process::id(), std::thread::current().id(), Instant::now());
-    for left in (2..=all.len()).rev() {
-        let chosen = chance.hash_one((here, left)) % left as u64;
-        all.swap(left - 1, chosen as usize);
+    targets.sort_by_cached_key(|&(host, address)| (chance.hash_one((here, host)), chance.hash_one((here, address))));
+}
+
+/// For people: no user, no password.
+pub(super) fn shown(config: &Config) -> String {
+    let host = |(place, host): (usize, &Host)| match host {
+        Host::Tcp(name) => format!("{name}:{}", port(config, place)),
+        Host::Unix(path) => format!("{}:{}", path.display(), port(config, place)),
+    };
+    let mut shown: Vec<String> = config.get_hosts().iter().enumerate().map(host).collect();
+    if shown.is_empty() {
+        let address = |(place, address): (usize, &IpAddr)| SocketAddr::new(*address, port(config, place)).to_string();
+        shown = config.get_hostaddrs().iter().enumerate().map(address).collect();
     }
+    let database = config.get_dbname().map(|name| format!("/{name}")).unwrap_or_default();
+    shown.join(",") + &database
 }

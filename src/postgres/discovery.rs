@@ -74,14 +74,14 @@ fn this_runtime(from: RawFd) -> Result<Runtime, String> {
     // The kernel gives the lowest free numbers, so they are most likely between what was free before and what is taken now.
     let mut epolls = probe::epolls_that_watch(number, from..=number.max(other_end.as_raw_fd()));
     if epolls.len() != 2 {
-        let last = table_size().map_err(|error| failed("read /proc/self/status", error))? - 1;
+        let last = table_size().map_err(|error| failed("read /proc/thread-self/status", error))? - 1;
         epolls = probe::epolls_that_watch(number, 0..=last);
     }
     let Ok(epolls) = <[RawFd; 2]>::try_from(&epolls[..]) else {
         return Err(unexpected(&format!("the epoll of its runtime has {} descriptors", epolls.len())));
     };
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", epolls[0]));
-    let info = info.map_err(|error| failed("read /proc/self/fdinfo", error))?;
+    let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", epolls[0]));
+    let info = info.map_err(|error| failed("read /proc/thread-self/fdinfo", error))?;
     drop(pipe);
 
     let mut runtime = Runtime { epolls, sockets: Vec::new(), wakers: Vec::new(), signals: Vec::new() };
@@ -102,7 +102,7 @@ fn unexpected(what: &str) -> String {
 
 /// The kernel's table of this process's descriptors has so many places.
 fn table_size() -> io::Result<RawFd> {
-    let status = fs::read_to_string("/proc/self/status")?;
+    let status = fs::read_to_string("/proc/thread-self/status")?;
     let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")?.trim().parse().ok());
     size.ok_or_else(|| io::Error::other("it does not say FDSize"))
 }
@@ -119,5 +119,5 @@ fn watched(fdinfo: &str) -> impl Iterator<Item = Watched> {
 }
 
 fn is_eventfd(fd: RawFd) -> bool {
-    fs::read_link(format!("/proc/self/fd/{fd}")).is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]")
+    fs::read_link(format!("/proc/thread-self/fd/{fd}")).is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]")
 }

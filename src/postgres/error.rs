@@ -1,10 +1,19 @@
 //! What can go wrong with a connection to PostgreSQL.
 
-use std::error::Error as _;
+use ::postgres::error::SqlState;
 use std::io;
 
 /// Why there is no connection to PostgreSQL. The [source](std::error::Error::source) of a
 /// [`forksafe::Error`](crate::Error) that [`is_connect`](crate::Error::is_connect).
+///
+/// `{}` says it without the sources, as the driver's errors do; `{:#}` of a [`forksafe::Error`](crate::Error) says all.
+///
+/// # What it shows
+///
+/// Of a connect, all that the server says: its message with detail and hint, in which there may be the names of hosts,
+/// roles and databases. No password. Of a test or a reset, where the session has been another holder's, the server's
+/// message and code ([`Refused`](Self::Refused)), but not the detail, which is where PostgreSQL shows values of rows (`Key
+/// (email)=(...) already exists`).
 ///
 /// ```
 /// # fn because(error: forksafe::Error) -> Option<postgres::error::SqlState> {
@@ -13,6 +22,7 @@ use std::io;
 ///
 /// match error.source()?.downcast_ref()? {
 ///     postgres::Error::Driver(error) => error.code().cloned(),
+///     postgres::Error::Refused { code, .. } => Some(code.clone()),
 ///     _ => None,
 /// }
 /// # }
@@ -21,13 +31,21 @@ use std::io;
 #[non_exhaustive]
 pub enum Error {
     /// The driver's own: the server refuses, or is not there.
-    #[error("{}", in_full(.0))]
+    #[error(transparent)]
     Driver(#[from] ::postgres::Error),
+    /// The server refuses the test or the reset of a session.
+    #[error("the server refuses: {message} (SQLSTATE {})", .code.code())]
+    Refused {
+        /// What PostgreSQL calls it.
+        code: SqlState,
+        /// What it says, without detail and hint.
+        message: String,
+    },
     /// There was no answer before the deadline. With the error that ended the last attempt, if there was one.
-    #[error("no answer in time{}", .0.as_ref().map(|error| format!(" ({})", in_full(error))).unwrap_or_default())]
+    #[error("no answer in time")]
     TimedOut(#[source] Option<::postgres::Error>),
     /// No host name could be resolved.
-    #[error("cannot look up host {host:?}: {source}")]
+    #[error("cannot look up host {host:?}")]
     LookUp {
         /// The name; the last, if there are several.
         host: String,
@@ -35,7 +53,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The process, or the system, has too many open files.
-    #[error("no room for the descriptors of another connection: {0}")]
+    #[error("no room for the descriptors of another connection")]
     NoDescriptors(#[source] io::Error),
     /// This thread runs async code, and may not wait.
     #[error(
@@ -48,16 +66,12 @@ pub enum Error {
     Panicked(String),
 }
 
-/// The driver's errors leave what matters to their sources.
-fn in_full(error: &::postgres::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
+impl Error {
+    /// What ended a session that others have used.
+    pub(super) fn of_session(error: ::postgres::Error) -> Self {
+        match error.as_db_error() {
+            Some(said) => Self::Refused { code: said.code().clone(), message: said.message().to_owned() },
+            None => Self::Driver(error),
         }
-        next = error.source();
     }
-    text
 }

@@ -7,25 +7,30 @@ mod addresses;
 mod alarm;
 mod discovery;
 mod error;
+mod fault;
 mod hook;
+mod inside;
+mod on_return;
+mod unread;
+mod waiting;
 
 pub use error::Error;
+pub use on_return::OnReturn;
 
-use crate::fork::probe::{self, Known};
-use crate::{Attempt, Deadline, ManageConnection, Reset};
-use ::postgres::fallible_iterator::FallibleIterator;
+use crate::fork::probe;
+use crate::{Attempt, Deadline, Dial, DialError, Fault, ManageConnection, Reset, Unread};
 use ::postgres::tls::{MakeTlsConnect, TlsConnect};
 use ::postgres::{Client, Config, Socket};
+use addresses::Route;
 use alarm::Alarm;
 use hook::Hook;
+use std::error::Error as StdError;
 use std::fmt;
-use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread;
 use std::time::Duration;
-use tokio::runtime::Handle;
+use waiting::may_wait_here;
 
-/// Connections to PostgreSQL: the driver's [`Client`]s, made as its own [`Config`] says.
+/// Connections to PostgreSQL: clients of the driver ([`Client`]), made as its own [`Config`] says.
 ///
 /// ```no_run
 /// use forksafe::{Pool, postgres::PostgresManager};
@@ -46,23 +51,48 @@ use tokio::runtime::Handle;
 /// is never dropped; what was borrowed from it before the fork (a transaction, a row iterator) is told that the connection
 /// is closed.
 ///
-/// # Names
+/// # Hosts
 ///
 /// A host name is resolved when the pool is built, so that a child need not, and put before the driver as `hostaddr`: so
-/// the driver starts no thread for the look-up. TLS still checks the name. The driver is left to itself, and looks up what
-/// names there are, if the configuration has a `hostaddr` of its own, mixes unix sockets and names, or names an address that
-/// needs an interface (`fe80::1%eth0`).
+/// the driver starts no thread for the look-up. TLS still checks the name. Hosts are tried in their order, each with all its
+/// addresses, but those that could not be reached lately come last; each gets a share of the time that there is. The next
+/// is tried where a server cannot be reached, does not answer in time, starts or shuts down, or is not what
+/// `target_session_attrs` asks for; with several hosts also where it has no room. Any other refusal (a wrong password, a
+/// database that is not there) is reported at once, as libpq does.
+///
+/// The driver is left to itself, and looks up what names there are, if the configuration has a `hostaddr` of its own, mixes
+/// unix sockets and names, or names an address that needs an interface (`fe80::1%eth0`). It then has for each address an equal
+/// part of the time.
 ///
 /// # Validation
 ///
-/// An empty query, within the deadline. A transaction that an earlier holder left open is not noticed:
-/// see [`on_return`](Self::on_return).
+/// An empty query, or [another](Self::test_query), within the deadline. Any answer will do that does not say that the
+/// session or its server is at its end: see [`test_query`](Self::test_query). A transaction that an earlier holder left open is
+/// not noticed: see [`on_return`](Self::on_return).
+///
+/// # Errors of a holder
+///
+/// [`classify`](ManageConnection::classify) knows the driver's errors by their SQLSTATE. Of no more use is a connection that
+/// is closed or out of step, whose session was ended (57P01, 57P04, 57P05, 25P03, 25P04, class 08, all that is `FATAL`) or has
+/// lost its prepared statements (26000). All connections are, where the server has become read-only (25006; a holder who
+/// writes in a read-only transaction of his own gets the same), has crashed (57P02), starts or shuts down (57P03). 53300 is
+/// [no room](Fault::NoRoom). All other errors of the server are answers like any other.
+///
+/// # Wrapping it
+///
+/// A manager of your own that calls [`connect`](ManageConnection::connect) of this one has the same protection, and its
+/// deadline. [`is_valid`](ManageConnection::is_valid) then has a second, because it is told no deadline; better to pass
+/// [`is_valid_within`](ManageConnection::is_valid_within), [`goodbye`](ManageConnection::goodbye) and
+/// [`hosts`](ManageConnection::hosts) on, too. The descriptors of a client that was connected without an attempt (by
+/// `Config::connect`, and then put in the place of ours) cannot be found from outside: they are
+/// [unknown](crate::fork::Descriptors::unknown).
 ///
 /// # Inside an async runtime
 ///
 /// The driver waits inside its own runtime, which tokio forbids on a thread that runs async code. `get` returns
-/// [`Error::InsideRuntime`] there (and tokio's panic message appears on stderr, for that is how it answers). Use
-/// `spawn_blocking`.
+/// [`Error::InsideRuntime`] there. Use `spawn_blocking` or `block_in_place`. (Of a future that is
+/// `tokio::task::unconstrained` only tokio knows, and answers by a panic: it is caught, and its message appears on stderr.)
+/// A child that was forked by such a thread never enters the runtime of its parent.
 ///
 /// # Signals
 ///
@@ -71,37 +101,14 @@ use tokio::runtime::Handle;
 ///
 /// # What the deadline cannot bound
 ///
-/// Looking up a host name (by libc), when it is not a child's first attempt.
-///
-/// Several hosts share the time that there is: each has its part of what the others left.
+/// Looking up a host name by the driver: where a configuration mixes unix sockets and names.
 #[derive(Clone)]
 pub struct PostgresManager<T> {
     config: Config,
     tls: T,
     on_return: OnReturn,
+    test_query: Option<String>,
 }
-
-/// What becomes of a session when its connection is returned to the pool.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub enum OnReturn {
-    /// Nothing: no round trip. The driver's `Transaction` rolls back when it is dropped, so only a transaction that was
-    /// begun in words (`batch_execute("BEGIN")`) or forgotten can be left open. The default.
-    #[default]
-    Nothing,
-    /// A transaction that was left open, or has failed, is rolled back: one round trip, and another where it has failed.
-    /// (`BEGIN; ROLLBACK`: the server has a warning for its log only if there was something to roll back.)
-    RollBack,
-    /// That, and the session forgets all that was done to it: settings, roles, temporary tables, cursors, `LISTEN`s,
-    /// advisory locks, sequences' last values. `DISCARD ALL`, but for prepared statements and plans: the driver has
-    /// prepared statements of its own, for the types it met, and does not know how to lose them. One round trip more.
-    DiscardAll,
-}
-
-/// What `DISCARD ALL` stands for, less `DEALLOCATE ALL` and `DISCARD PLANS`.
-/// <https://www.postgresql.org/docs/current/sql-discard.html>
-const DISCARD: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
-                       SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
 
 impl<T> PostgresManager<T> {
     /// Connections as `config` says, encrypted by `tls` where it says so (`sslmode`).
@@ -109,7 +116,7 @@ impl<T> PostgresManager<T> {
     /// If the program's tokio handles signals, its children have a [signal pipe](Self#signals) of their own from here on.
     pub fn new(config: Config, tls: T) -> Self {
         discovery::protect_signals();
-        Self { config, tls, on_return: OnReturn::default() }
+        Self { config, tls, on_return: OnReturn::default(), test_query: None }
     }
 
     /// What becomes of a session when its connection is returned. Default: [`OnReturn::Nothing`], because everything else
@@ -125,6 +132,32 @@ impl<T> PostgresManager<T> {
     #[must_use]
     pub fn on_return(mut self, on_return: OnReturn) -> Self {
         self.on_return = on_return;
+        self
+    }
+
+    /// What an idle connection is tested with. Default: an empty query, which every server and every proxy that we know of
+    /// answers.
+    ///
+    /// An error is an answer, too: a query that is refused (42501), is wrong, or was cancelled by a `statement_timeout` that a
+    /// holder left shows that the connection is alive and in step. A transaction that an earlier holder left and that
+    /// has failed (25P02) is rolled back. Unfit is a connection whose error condemns it or its server, as
+    /// [`classify`](ManageConnection::classify) tells. So a test can ask for more than life:
+    ///
+    /// ```
+    /// use forksafe::postgres::PostgresManager;
+    ///
+    /// // Only a server that can be written to will do: a master that was demoted is left at the next test.
+    /// let manager = PostgresManager::new("host=db1,db2 target_session_attrs=read-write".parse()?, postgres::NoTls).test_query(
+    ///     "DO $$ BEGIN IF pg_is_in_recovery() THEN
+    ///         RAISE 'a replica' USING ERRCODE = 'read_only_sql_transaction';
+    ///     END IF; END $$",
+    /// );
+    /// # let _ = manager;
+    /// # Ok::<_, postgres::Error>(())
+    /// ```
+    #[must_use]
+    pub fn test_query(mut self, query: impl Into<String>) -> Self {
+        self.test_query = Some(query.into());
         self
     }
 
@@ -144,13 +177,18 @@ where
     type Connection = Client;
     type Error = Error;
 
-    /// The driver's own connect: no deadline, nothing published. A pool uses [`connect_within`](Self::connect_within).
+    /// The driver's own connect: no deadline, nothing published. But in the middle of an [`Attempt`] of this thread's, as
+    /// [`connect_within`](Self::connect_within).
     fn connect(&self) -> Result<Client, Error> {
-        Ok(self.config.connect(self.tls.clone())?)
+        match Attempt::current() {
+            Some(mut at) => self.connect_within(&mut at),
+            None => Ok(self.config.connect(self.tls.clone())?),
+        }
     }
 
+    /// Within a second, for it is told no deadline.
     fn is_valid(&self, conn: &mut Client) -> Result<(), Error> {
-        self.is_valid_within(conn, Deadline::never())
+        self.is_valid_within(conn, Deadline::after(UNTOLD))
     }
 
     fn has_broken(&self, conn: &mut Client) -> bool {
@@ -161,27 +199,35 @@ where
         if !may_wait_here() {
             return Err(Error::InsideRuntime);
         }
-        let (mut targets, hosts) = addresses::located(&self.config, at)?;
-        // The last one's error is the one to report.
-        while targets.len() > 1 {
-            let share = at.deadline().remaining() / targets.len() as u32;
-            match self.connect_to(targets.remove(0), hosts, share, at) {
-                Err(Error::Driver(_) | Error::TimedOut(_)) => at.forget_all(),
-                other => return other,
-            }
+        match addresses::route(&self.config, at) {
+            Route::Driver(addresses) => self.connect_to(self.config.clone(), addresses, at.deadline(), at),
+            Route::Dial(names) => self.dial(&names, at),
         }
-        self.connect_to(targets.remove(0), hosts, at.deadline().remaining(), at)
     }
 
     fn is_valid_within(&self, conn: &mut Client, deadline: Deadline) -> Result<(), Error> {
         if !may_wait_here() {
             return Err(Error::InsideRuntime);
         }
-        conn.is_valid(deadline.remaining().min(YEAR)).map_err(|error| {
+        let alarm = alarm::set(conn, deadline);
+        let answer = match &self.test_query {
+            Some(query) if alarm.is_some() => conn.batch_execute(query),
+            _ => conn.is_valid(deadline.remaining().min(YEAR)),
+        };
+        let answer = match answer {
+            Err(error) if fault::is_in_failed_transaction(&error) => conn.batch_execute("ROLLBACK"),
+            Err(error) if fault::of(&error) == Fault::Harmless => Ok(()),
+            answer => answer,
+        };
+        answer.map_err(|error| {
             // The driver would wait for the answer when it says goodbye.
-            deadline.socket().and_then(Known::of).into_iter().for_each(Known::shut_down);
-            Error::Driver(error)
+            alarm.iter().for_each(alarm::Set::shut_down);
+            if deadline.is_over() { Error::TimedOut(Some(error)) } else { Error::of_session(error) }
         })
+    }
+
+    fn on_unread(&self, _: &mut Client, peeked: &[u8]) -> Unread {
+        unread::meaning(peeked)
     }
 
     fn resets(&self) -> bool {
@@ -192,23 +238,28 @@ where
         if !may_wait_here() {
             return Err(Error::InsideRuntime);
         }
-        let _alarm = alarm::set(deadline);
-        // In a failed transaction the first word is refused, and the rest is not heard.
-        conn.batch_execute("BEGIN; ROLLBACK").or_else(|_| conn.batch_execute("ROLLBACK"))?;
-        if self.on_return == OnReturn::DiscardAll {
-            conn.batch_execute(DISCARD)?;
-            // News that had come before.
-            while FallibleIterator::next(&mut conn.notifications().iter())?.is_some() {}
-        }
+        let alarm = alarm::set(conn, deadline);
+        self.on_return.reset(conn).map_err(|error| match alarm {
+            Some(alarm) if alarm.has_rung() => Error::TimedOut(Some(error)),
+            _ => Error::of_session(error),
+        })?;
         Ok(Reset::Keep)
     }
 
-    fn goodbye(&self, client: Client, deadline: Deadline) {
-        say_goodbye(client, deadline);
+    fn goodbye(&self, conn: Client, deadline: Deadline) {
+        waiting::say_goodbye(conn, deadline);
+    }
+
+    fn classify(&self, error: &(dyn StdError + 'static)) -> Fault {
+        fault::of(error)
     }
 
     fn hosts(&self) -> Vec<(String, u16)> {
         addresses::names(&self.config)
+    }
+
+    fn target(&self) -> String {
+        addresses::shown(&self.config)
     }
 }
 
@@ -219,33 +270,52 @@ where
     T::Stream: Send,
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
-    /// Has the driver try so many hosts in so much time.
-    fn connect_to(&self, mut config: Config, hosts: u32, time: Duration, at: &Attempt) -> Result<Client, Error> {
+    fn dial(&self, names: &[(String, u16)], at: &Attempt) -> Result<Client, Error> {
+        // The last one's error is the one to report, unless somebody will have room again.
+        let mut why = None;
+        let order = |targets: &mut [_]| addresses::put_in_order(&self.config, targets);
+        let dialled = at.dial_in_order(names, order, |target| {
+            let (config, addresses) = addresses::only(&self.config, names, &target);
+            self.connect_to(config, addresses, target.deadline, at).map_err(|error| {
+                let more = fault::asks_for_another(&error, names.len() > 1);
+                if !(more && why.as_ref().is_some_and(fault::is_no_room)) {
+                    why = Some(error);
+                }
+                if more { Dial::Unreachable(()) } else { Dial::Failed(()) }
+            })
+        });
+        dialled.map_err(|error| match (error, why) {
+            (DialError::LookUp { host, source }, _) => Error::LookUp { host, source },
+            (DialError::Connect(()), why) => why.unwrap_or(Error::TimedOut(None)),
+        })
+    }
+
+    /// Has the driver try so many addresses.
+    fn connect_to(&self, mut config: Config, addresses: u32, by: Deadline, at: &Attempt) -> Result<Client, Error> {
+        let time = by.remaining();
         if time.is_zero() {
             return Err(Error::TimedOut(None));
         }
         let from = probe::room_for(NEEDED).map_err(Error::NoDescriptors)?;
-        // The driver applies it to each host's TCP connection; what comes after that is for the alarm.
-        let share = if hosts > 1 { time / (2 * hosts) } else { time };
+        // The driver applies it to each TCP connection; what comes after that is for the alarm.
+        let share = if addresses > 1 { time / addresses.saturating_mul(2) } else { time };
         let longest = config.get_connect_timeout().map_or(share, |&own| own.min(share));
         config.connect_timeout(longest.min(YEAR));
 
-        let by = Deadline::after(time);
         let alarm = Alarm::default();
         let hook = Hook { tls: self.tls.clone(), at: at.clone(), alarm: alarm.clone(), by, share, from };
         let connected = catch_unwind(AssertUnwindSafe(|| config.connect(hook)));
         alarm.clear();
+        if !matches!(connected, Ok(Ok(_))) || alarm.has_rung() {
+            // Before a client is dropped: its event loop goes before its socket.
+            at.forget_all();
+        }
         match connected {
             Ok(Ok(client)) if !alarm.has_rung() => {
                 alarm.keep();
                 Ok(client)
             }
-            Ok(Ok(client)) => {
-                // Before it is dropped: its event loop goes before its socket.
-                at.forget_all();
-                drop(client);
-                Err(Error::TimedOut(None))
-            }
+            Ok(Ok(_dropped)) => Err(Error::TimedOut(None)),
             Ok(Err(error)) if alarm.has_rung() || by.is_over() => Err(Error::TimedOut(Some(error))),
             Ok(Err(error)) => Err(Error::Driver(error)),
             // Its runtime could not be built.
@@ -261,25 +331,8 @@ const NEEDED: usize = 9;
 /// More than that a timer need not last.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Whether this thread may wait inside a runtime of its own. Only tokio knows, and it answers by a panic; `spawn_blocking`'s
-/// threads have a runtime and may.
-fn may_wait_here() -> bool {
-    Handle::try_current().map_or(true, |here| catch_unwind(AssertUnwindSafe(|| here.block_on(async {}))).is_ok())
-}
-
-/// The driver says it when the client is dropped, and waits for what it had asked before. Where tokio forbids to wait, a
-/// thread does the waiting.
-fn say_goodbye(client: Client, deadline: Deadline) {
-    let _alarm = alarm::set(deadline);
-    // (No context and a context that is gone, as when a thread ends, are two things.)
-    if Handle::try_current().is_err_and(|error| error.is_missing_context()) {
-        return drop(client);
-    }
-    // If there is no thread to be had the client is leaked; its socket is shut down all the same.
-    let client = ManuallyDrop::new(client);
-    let goodbye = thread::Builder::new().spawn(|| drop(ManuallyDrop::into_inner(client)));
-    let _ = goodbye.map(thread::JoinHandle::join);
-}
+/// What a test may take whose caller does not say.
+const UNTOLD: Duration = Duration::from_secs(1);
 
 fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
     let literal = panic.downcast_ref::<&str>().map(ToString::to_string);

@@ -535,7 +535,7 @@ fn a_session_that_falls_silent_fails_its_test_in_time() {
         let pool = server.pool_of(1);
         let stopped = Stopped::the_backend_of(&mut pool.get().unwrap());
         let error = fails_within(&pool, Duration::from_millis(500));
-        assert!(error.is_timeout() && error.to_string().contains("last error"), "{error}");
+        assert!(error.is_timeout() && format!("{error:#}").contains("no answer in time"), "{error:#}");
         drop(stopped);
         answers(&mut pool.get().unwrap()).unwrap();
     });
@@ -570,7 +570,7 @@ fn what_the_server_refuses_is_told_at_once_and_leaves_nothing() {
             for _ in 0..3 {
                 let error = fails_within(&pool, Duration::from_secs(10));
                 assert!(error.is_connect(), "{error}");
-                assert!(error.to_string().contains("does not exist"), "{error}");
+                assert!(format!("{error:#}").contains("does not exist"), "{error:#}");
                 match why(&error) {
                     pg::Error::Driver(error) => assert_eq!(error.code(), Some(&code)),
                     other => panic!("{other:?}"),
@@ -583,12 +583,12 @@ fn what_the_server_refuses_is_told_at_once_and_leaves_nothing() {
         let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let refused = pool_of(format!("host=127.0.0.1 port={nobody} user=x").parse().unwrap());
         let error = fails_within(&refused, Duration::from_secs(10));
-        assert!(error.is_connect() && error.to_string().contains("refused"), "{error}");
+        assert!(error.is_connect() && format!("{error:#}").contains("refused"), "{error:#}");
         let unknown = pool_of("host=no-such-host.invalid user=x".parse().unwrap()).get().unwrap_err();
         assert!(matches!(why(&unknown), pg::Error::LookUp { host, .. } if host == "no-such-host.invalid"), "{unknown}");
         let encrypted = format!("host=localhost port={} user=postgres sslmode=require", server.port().unwrap());
         let error = pool_of(encrypted.parse().unwrap()).get().unwrap_err();
-        assert!(error.is_connect() && error.to_string().contains("TLS"), "{error}");
+        assert!(error.is_connect() && format!("{error:#}").contains("TLS"), "{error:#}");
     });
 }
 
@@ -749,10 +749,10 @@ fn without_proc_there_is_an_error_and_no_connection() {
         let error = testing::child(|| {
             kit::hide_proc();
             let error = pool.get().unwrap_err();
-            (error.is_unprotected(), error.to_string(), pool.state().connections)
+            (error.is_unprotected(), format!("{error:#}"), pool.state().connections)
         });
         let (unprotected, message, connections) = error.join();
-        assert!(unprotected && message.contains("/proc/self/fdinfo"), "{message}");
+        assert!(unprotected && message.contains("/proc/thread-self/fdinfo"), "{message}");
         assert_eq!(connections, 0);
         server.wait_until("the refused session has ended", |open| open.is_empty());
     });
@@ -792,7 +792,7 @@ fn inside_an_async_runtime_there_is_an_error_and_not_a_panic() {
         runtime.block_on(async {
             let error = pool.get().unwrap_err();
             assert!(matches!(why(&error), pg::Error::InsideRuntime), "{error}");
-            assert!(error.to_string().contains("spawn_blocking"), "{error}");
+            assert!(format!("{error:#}").contains("spawn_blocking"), "{error:#}");
             // An idle one cannot be tested here. It is closed, which takes waiting, too.
             let error = used.get_timeout(Duration::from_secs(2)).unwrap_err();
             assert!(error.is_connect() || error.is_timeout(), "{error}");

@@ -108,7 +108,7 @@ fn a_certificate_for_another_name_is_refused() {
         let postgres = TlsPostgres::start();
         let error = postgres.pool("host=127.0.0.1 sslmode=require").get().unwrap_err();
         assert!(error.is_connect(), "{error}");
-        let told = error.to_string().to_lowercase();
+        let told = format!("{error:#}").to_lowercase();
         assert!(told.contains("certificate") || told.contains("mismatch"), "{told}");
         let other = postgres.pool("host=localhost hostaddr=127.0.0.1 sslmode=require");
         assert!(id(&mut other.get().unwrap()).1);
@@ -260,4 +260,46 @@ impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, SeqCst);
     }
+}
+
+static SIGNALS: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn counts(_: libc::c_int) {
+    SIGNALS.fetch_add(1, SeqCst);
+}
+
+/// Row 38: the thread gets a thousand signals each second, with and without `SA_RESTART`.
+#[test]
+fn signals_interrupt_no_handshake() {
+    clean_process(|| {
+        let postgres = TlsPostgres::start();
+        for flags in [0, libc::SA_RESTART] {
+            // SAFETY: a sigaction is plain data; the handler only counts.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = counts as extern "C" fn(libc::c_int) as libc::sighandler_t;
+                action.sa_flags = flags;
+                assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()), 0);
+            }
+            // SAFETY: says who this is. The thread outlives the scope.
+            let me = unsafe { libc::pthread_self() };
+            let (before, stop) = (SIGNALS.load(SeqCst), AtomicBool::new(false));
+            thread::scope(|scope| {
+                let _stop = StopOnDrop(&stop);
+                scope.spawn(|| {
+                    while !stop.load(SeqCst) {
+                        // SAFETY: the thread lives, it waits for this one.
+                        assert_eq!(unsafe { libc::pthread_kill(me, libc::SIGUSR1) }, 0);
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                });
+                let pool = postgres.pool("host=localhost sslmode=require");
+                while SIGNALS.load(SeqCst) < before + 200 {
+                    let mut conn = pool.get().unwrap();
+                    assert!(id(&mut conn).1);
+                    PooledConnection::discard(conn);
+                }
+            });
+        }
+    });
 }
