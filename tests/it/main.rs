@@ -11,6 +11,7 @@ mod churn;
 mod control;
 mod denied;
 mod ends;
+mod example;
 mod exec;
 mod hooks;
 mod idle;
