@@ -58,9 +58,9 @@ impl Family {
         Ok(None)
     }
 
-    /// Asks the children of one role to end, and kills those that have not in five seconds. Whether all ended well.
+    /// Asks the children of one role to end, and kills those that have not in ten seconds. Whether all ended well.
     pub(crate) fn end(&mut self, role: Role) -> Result<bool> {
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + Duration::from_secs(10);
         let mut well = true;
         self.signal(role, Signal::SIGTERM)?;
         while self.children.iter().any(|child| child.1 == role) {

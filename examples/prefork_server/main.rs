@@ -13,11 +13,13 @@
 mod backend;
 mod drive;
 mod family;
+mod server;
 
 use backend::Backends;
 use drive::Answer;
 use family::{Family, Role};
 use nix::sys::signal::{SigSet, Signal::SIGCHLD};
+use std::cell::Cell;
 use std::error::Error;
 use std::net::{SocketAddr, TcpListener};
 use std::num::{NonZeroU8, NonZeroU32};
@@ -25,7 +27,6 @@ use std::process::{self, ExitCode};
 use std::str::FromStr;
 use std::time::Duration;
 use std::{env, thread};
-use tiny_http::{Response, Server};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -67,10 +68,13 @@ fn master() -> Result<u8> {
     let port = setting(&["PORT"], if drive.is_some() { "0" } else { "3000" })?;
 
     let mut family = Family::found()?;
-    let backends = Backends::open(redis.as_deref(), postgres.as_deref(), &mut family, threads)?;
+    // For the life of the process, because threads share it.
+    let backends: &'static _ =
+        Box::leak(Box::new(Backends::open(redis.as_deref(), postgres.as_deref(), &mut family, threads)?));
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let listener = TcpListener::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
     let url = format!("http://{}", listener.local_addr()?);
+    let listener = Cell::new(Some(listener)); // Each process takes its own copy, and closes it when it ends.
 
     // The classic mistake: from here on the master has a connection for its children to inherit.
     let mine = backends.ask("hello from the master").map_err(|error| format!("{backends}: {error}"))?;
@@ -78,7 +82,12 @@ fn master() -> Result<u8> {
     println!("master {pid}: listening on {url}, {workers} workers x {threads} threads, backend: {backends}");
 
     // And what the workers do about it: nothing.
-    let work = |signals: &SigSet| worker(&backends, &listener, threads.get(), signals);
+    let work = |signals: &SigSet| {
+        let listener = listener.take().ok_or("the master listens no more")?;
+        server::serve(listener, backends, threads.get(), *signals)?;
+        backends.close();
+        Ok(0)
+    };
     for _ in 0..workers.get() {
         family.fork(Role::Worker, work)?;
     }
@@ -110,6 +119,7 @@ fn master() -> Result<u8> {
     }
 
     family.end(Role::Driver)?;
+    drop(listener.take()); // Whoever still comes is let in by a worker or by nobody.
     family.end(Role::Worker)?;
     if drive.is_some() {
         give_up_after(Duration::from_secs(15));
@@ -125,35 +135,6 @@ fn master() -> Result<u8> {
     // The embedded backend knows who wrote on which connection, and has a verdict of its own.
     good &= family.end(Role::Backend)?;
     Ok(u8::from(!good))
-}
-
-/// A worker: threads that serve HTTP and query through the pool that the master opened.
-fn worker(backends: &Backends, listener: &TcpListener, threads: u8, signals: &SigSet) -> Result<u8> {
-    // Not before the fork, for a server has threads, which no child would have.
-    let server = Server::from_listener(listener.try_clone()?, None).map_err(|error| error as Box<dyn Error>)?;
-    thread::scope(|scope| {
-        for number in 1..=threads {
-            let server = &server;
-            scope.spawn(move || serve(server, backends, number));
-        }
-        let stop = signals.wait();
-        (0..threads).for_each(|_| server.unblock());
-        stop
-    })?;
-    backends.close();
-    Ok(0)
-}
-
-fn serve(server: &Server, backends: &Backends, thread: u8) {
-    let pid = process::id();
-    for (number, request) in server.incoming_requests().enumerate() {
-        // Nobody else ever asks this, so an answer to somebody else is noticed.
-        let (status, text) = match backends.ask(&format!("request {number} of thread {thread} of worker {pid}")) {
-            Ok(connections) => (200, format!("worker {pid}, thread {thread}, {}\n", backends.list(&connections))),
-            Err(error) => (500, format!("worker {pid}, thread {thread}: {error}\n")),
-        };
-        let _ = request.respond(Response::from_string(text).with_status_code(status)); // The client may have left.
-    }
 }
 
 /// With the protection off the master may wait for an answer that another process has read.

@@ -12,6 +12,7 @@ mod churn;
 mod control;
 mod denied;
 mod ends;
+mod example;
 mod exec;
 mod hooks;
 mod idle;
