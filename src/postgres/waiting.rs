@@ -46,7 +46,7 @@ fn is_polled() -> bool {
 /// Tokio answers by a panic. Its message appears on stderr; [`is_polled`] sees to it that this is rare.
 fn tokio_lets_wait() -> bool {
     static HERE: PerProcess<Option<Runtime>> = PerProcess::new(|| Builder::new_current_thread().build().ok());
-    HERE.get().as_ref().is_none_or(|runtime| {
+    HERE.as_ref().is_none_or(|runtime| {
         // (Through the handle, for which threads do not have to take turns.)
         catch_unwind(AssertUnwindSafe(|| runtime.handle().block_on(async {}))).is_ok()
     })
@@ -60,7 +60,7 @@ pub(super) fn say_goodbye(client: Client, deadline: Deadline) {
     }
     static TURN: PerProcess<Mutex<()>> = PerProcess::new(Mutex::default);
     // Whose deadline is over when its turn comes takes no time.
-    let _turn = TURN.get().lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     // If there is no thread to be had the client is leaked; its socket is shut down all the same.
     let client = ManuallyDrop::new(client);
     let goodbye = thread::Builder::new().spawn(move || end(ManuallyDrop::into_inner(client), deadline));
