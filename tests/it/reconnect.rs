@@ -115,8 +115,8 @@ fn who_finds_no_room_is_told_so_after_one_knock<S: Server>(server: &S, manager: 
                         None
                     }
                     Err(error) => {
-                        assert!(error.is_connect(), "{error}");
-                        assert!(error.to_string().contains(clear), "{error}");
+                        assert!(error.is_connect(), "{error:#}");
+                        assert!(format!("{error:#}").contains(clear), "{error:#}");
                         assert_eq!(pool.state().connections, 0, "nothing is left of the attempt");
                         steps.wait_for("room");
                         S::session(&pool);
