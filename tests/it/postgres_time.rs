@@ -210,26 +210,3 @@ fn a_manager_that_wraps_ours_is_protected_and_keeps_its_deadlines() {
         assert!(begin.elapsed() < Duration::from_secs(2), "{:?}: {error:#}", begin.elapsed());
     });
 }
-
-/// What a connect pays for making sure that there are descriptors to be had.
-#[test]
-fn making_sure_of_descriptors_costs_little_of_a_connect() {
-    clean_process(|| {
-        let server = PrivatePostgres::start_with(&[]);
-        let pool = Pool::new(Manager::new(server.unix_config().unwrap(), NoTls)).unwrap();
-        let begin = Instant::now();
-        for _ in 0..50 {
-            PooledConnection::discard(pool.get().unwrap());
-        }
-        let connect = begin.elapsed() / 50;
-        let begin = Instant::now();
-        for _ in 0..1000 {
-            let one = std::fs::File::open("/dev/null").unwrap();
-            let copies: Vec<_> = (1..9).map(|_| one.try_clone().unwrap()).collect();
-            drop(copies);
-        }
-        let nine = begin.elapsed() / 1000;
-        println!("a connect takes {connect:?}, nine descriptors {nine:?}");
-        assert!(nine < connect / 10, "{nine:?} of {connect:?}");
-    });
-}
