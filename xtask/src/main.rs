@@ -49,6 +49,9 @@ enum Chore {
     Verify {
         /// With this one only
         with: Option<verify::Tool>,
+        /// Install what is missing (Debian's packages, as root)
+        #[arg(long)]
+        install: bool,
         /// For valgrind: the tests to run, by parts of their names
         #[arg(long, value_name = "NAME", num_args = 1.., default_values = verify::UNDER_VALGRIND)]
         tests: Vec<String>,
@@ -74,7 +77,7 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Test { install } => test::run(&sh, &mut steps, install),
         Chore::Ci => ci(&sh, &mut steps),
         Chore::Soak { duration, seed, round } => soak::run(&sh, &mut steps, duration, seed, round),
-        Chore::Verify { with, tests } => verify::run(&sh, &mut steps, with, &tests),
+        Chore::Verify { with, install, tests } => verify::run(&sh, &mut steps, with, install, &tests),
     }
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use xshell::{Shell, cmd};
 
-struct Need {
+pub struct Need {
     what: &'static str,
     debian_package: &'static str,
     /// The address of a server that somebody else runs, instead of one of our own.
@@ -16,19 +16,24 @@ struct Need {
     is_there: fn(&Shell) -> bool,
 }
 
-const NEEDS: [Need; 4] = [
-    Need {
-        what: "redis-server",
-        debian_package: "redis-server",
-        instead: Some("REDIS_URL"),
-        is_there: |sh| program(sh, "redis-server").is_some(),
-    },
-    Need {
-        what: "a PostgreSQL server",
-        debian_package: "postgresql",
-        instead: Some("DATABASE_URL"),
-        is_there: |sh| postgres(sh).is_some(),
-    },
+const REDIS: Need = Need {
+    what: "redis-server",
+    debian_package: "redis-server",
+    instead: Some("REDIS_URL"),
+    is_there: |sh| program(sh, "redis-server").is_some(),
+};
+
+const POSTGRES: Need = Need {
+    what: "a PostgreSQL server",
+    debian_package: "postgresql",
+    instead: Some("DATABASE_URL"),
+    is_there: |sh| postgres(sh).is_some(),
+};
+
+/// Of `cargo xtask test`.
+pub const TESTS: &[Need] = &[
+    REDIS,
+    POSTGRES,
     Need {
         what: "pkg-config (for native-tls)",
         debian_package: "pkg-config",
@@ -43,35 +48,50 @@ const NEEDS: [Need; 4] = [
     },
 ];
 
-/// Sees to it that everything is there.
-pub fn provide(sh: &Shell, steps: &mut Steps, install: bool) -> Result<()> {
-    let missing = missing(sh);
+/// Of the integration tests under AddressSanitizer.
+pub const SERVERS: &[Need] = &[REDIS, POSTGRES];
+
+/// Of the integration tests under valgrind.
+pub const VALGRIND: &[Need] = &[
+    REDIS,
+    POSTGRES,
+    Need {
+        what: "valgrind",
+        debian_package: "valgrind",
+        instead: None,
+        is_there: |sh| program(sh, "valgrind").is_some(),
+    },
+];
+
+/// Sees to it that everything is there. `chore` is what installs it.
+pub fn provide(sh: &Shell, steps: &mut Steps, needs: &[Need], install: bool, chore: &str) -> Result<()> {
+    let missing = missing(sh, needs);
     if missing.is_empty() {
         return Ok(());
     }
     let is_root = cmd!(sh, "id -u").quiet().read()? == "0";
     if !(install && is_root) {
-        bail!("{}", advice(&missing));
+        bail!("{}", advice(&missing, chore));
     }
     apt_get_install(sh, steps, &missing)?;
-    let missing = self::missing(sh);
-    ensure!(missing.is_empty(), "even after the installation, {}", advice(&missing));
+    let missing = self::missing(sh, needs);
+    ensure!(missing.is_empty(), "even after the installation, {}", advice(&missing, chore));
     Ok(())
 }
 
-fn missing(sh: &Shell) -> Vec<&'static Need> {
+fn missing<'a>(sh: &Shell, needs: &'a [Need]) -> Vec<&'a Need> {
     let given = |need: &Need| need.instead.is_some_and(|variable| sh.var_os(variable).is_some());
-    NEEDS.iter().filter(|need| !given(need) && !(need.is_there)(sh)).collect()
+    needs.iter().filter(|need| !given(need) && !(need.is_there)(sh)).collect()
 }
 
-fn advice(missing: &[&Need]) -> String {
+fn advice(missing: &[&Need], chore: &str) -> String {
     let mut advice = String::from("the tests need what is not there:\n");
     for Need { what, debian_package, instead, .. } in missing {
         advice += &format!("  - {what}: Debian's package {debian_package}");
         advice += &instead.map(|variable| format!(", or set {variable}")).unwrap_or_default();
         advice += "\n";
     }
-    advice + "As root, `cargo xtask test --install` installs all of it on Debian and its kin."
+    advice + &format!("As root, `cargo xtask {chore} --install` installs all of it on Debian and its kin.")
 }
 
 fn apt_get_install(sh: &Shell, steps: &mut Steps, missing: &[&Need]) -> Result<()> {

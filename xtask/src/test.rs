@@ -9,7 +9,7 @@ use cargo_metadata::MetadataCommand;
 use xshell::{Shell, cmd};
 
 pub fn run(sh: &Shell, steps: &mut Steps, install: bool) -> Result<()> {
-    needs::provide(sh, steps, install)?;
+    needs::provide(sh, steps, needs::TESTS, install, "test")?;
     steps.run(cmd!(sh, "cargo test --all-features"))?;
     each_feature_alone(sh, steps)?;
     // One at a time: the driver prefers rustls when it has both.
