@@ -1,7 +1,8 @@
 //! One client and its registration, bound together: used here, refused in a child.
 
-use super::forks::Watch;
-use super::{Descriptors, Generation, Origin, Registration, disown, generation, registry};
+use super::forks::{self, Watch};
+use super::handler::disown;
+use super::{Descriptors, Generation, Origin, Registration, ending, generation, make_dead};
 use crate::Deadline;
 use std::fmt;
 use std::io;
@@ -80,7 +81,7 @@ impl<T> Guarded<T> {
         let here = generation();
         let found = descriptors(&value);
         if generation() != here {
-            registry::make_dead(found);
+            make_dead(found);
             mem::forget(value);
             return Err(io::Error::other("the client belongs to the parent of this process"));
         }
@@ -149,8 +150,9 @@ impl<T> Guarded<T> {
         mut connect: impl FnMut() -> Result<Option<Self>, E>,
     ) -> Result<Option<Self>, E> {
         let here = generation();
+        let patience = forks::patience(deadline); // All of them together: the fork may not end.
         for again in (0..CONNECTS).rev() {
-            let watch = Watch::start(deadline);
+            let watch = Watch::start(patience);
             let Some(mut client) = connect()? else { return Ok(None) };
             if !watch.overlapped() || again == 0 || deadline.is_over() {
                 return Ok(Some(client));
@@ -193,6 +195,29 @@ impl<T> Guarded<T> {
         let (value, registration) = this.inner.take().expect("present until dropped");
         drop(registration);
         Ok(value)
+    }
+
+    /// Registers the client anew, after another has been put in its place through the guard (`*guard = other`), or after it has
+    /// connected anew by itself. Until then a child inherits the new socket alive.
+    ///
+    /// ```
+    /// use forksafe::fork::{Descriptors, Guarded};
+    /// use std::os::unix::net::UnixStream;
+    ///
+    /// let (client, _) = UnixStream::pair()?;
+    /// let (other, _) = UnixStream::pair()?;
+    /// let mut client = Guarded::new(client, |c| Descriptors::of(c))?;
+    /// *client = other;
+    /// Guarded::republish(&mut client, |c| Descriptors::of(c))?;
+    /// # std::io::Result::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Registration::replace`].
+    pub fn republish(this: &mut Self, descriptors: impl FnOnce(&T) -> Descriptors) -> io::Result<()> {
+        let found = descriptors(&this.inner().0);
+        this.registration_mut().replace(found)
     }
 
     /// The client, unless it is inherited.
@@ -251,7 +276,6 @@ impl<T> Guarded<T> {
     }
 
     /// To publish anew, after the client has been replaced through the guard.
-    #[allow(dead_code, reason = "for the pool")]
     pub(crate) fn registration_mut(&mut self) -> &mut Registration {
         &mut self.inner_mut().1
     }
@@ -308,7 +332,7 @@ impl<T> Drop for Guarded<T> {
         let inherited = Self::is_inherited(self);
         match self.inner.take() {
             Some(inner) if inherited => mem::forget(inner),
-            Some((value, registration)) => registry::close(value, registration, self.goodbye.as_deref(), self.by),
+            Some((value, registration)) => ending::close(value, registration, self.goodbye.as_deref(), self.by),
             None => {}
         }
     }

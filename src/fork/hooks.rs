@@ -1,8 +1,12 @@
 //! What a program wants done once in each child, outside any handler.
 
-use super::per_process::{Entered, Turnstile};
-use super::{FIRST, Generation, PerProcess, generation};
+use super::cell::Cell;
+use super::handler::birth::FIRST;
+use super::handler::sys;
+use super::turnstile::{Entered, Turnstile};
+use super::{Generation, generation};
 use crate::Deadline;
+use std::any::Any;
 use std::convert::Infallible;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
@@ -21,12 +25,7 @@ struct Hook {
 }
 
 /// Where this process is with its hooks.
-#[cfg(not(forksafe_loom))]
-static PROGRESS: PerProcess<Progress> = PerProcess::new(Progress::new);
-/// The model's primitives cannot be made in a constant. No model comes here.
-#[cfg(forksafe_loom)]
-static PROGRESS: std::sync::LazyLock<PerProcess<Progress>> =
-    std::sync::LazyLock::new(|| PerProcess::new(Progress::new));
+static PROGRESS: Cell<Progress> = Cell::new();
 
 struct Progress {
     turnstile: Turnstile,
@@ -39,6 +38,19 @@ impl Progress {
     }
 }
 
+/// Takes possession of this process: drops what it inherited, and runs the [`on_child`] hooks if it is a child whose
+/// hooks have not run.
+///
+/// Never needed after libc's `fork`, where the first is done at birth and the second on first use. Call it first thing
+/// in a child made by `_Fork`, `clone` or `clone3`, or at the start of a worker to have the hooks run there.
+///
+/// When another thread is running the hooks, this does not wait for it.
+pub fn enter() -> Generation {
+    let generation = generation();
+    run_due();
+    generation
+}
+
 /// Runs `hook` once in every child made from here on.
 ///
 /// It runs on the thread that first uses this crate there (a pool, a [`PerProcess`], [`enter`](super::enter)), before
@@ -48,7 +60,12 @@ impl Progress {
 /// until the hooks are through or its timeout ends (a hook that joins a thread which uses a pool waits for that).
 /// [`PerProcess`] and [`enter`](super::enter) on another thread do not wait.
 ///
-/// A hook that panics is reported on standard error and skipped.
+/// A hook may fork. The child that comes out of it runs the other hooks, but not the one in whose middle it was forked: that one
+/// goes on there as it does in its parent. (If it ran it again, it would fork again, without end.)
+///
+/// A hook that panics is reported on standard error and skipped. Rather have it not panic: the program's panic hook comes
+/// first, and std's own takes the lock of standard error, which a thread of the parent's may have held at the fork; then the child waits
+/// for ever.
 ///
 /// ```
 /// forksafe::fork::on_child(|| eprintln!("child {} starts", std::process::id()));
@@ -91,7 +108,7 @@ pub(crate) fn run_due_within(deadline: Deadline) -> Due {
     if here.0.get() == FIRST || HOOKS.load(Acquire).is_null() {
         return Due::Through;
     }
-    let Ok(progress) = PerProcess::get_with(&PROGRESS, || Ok::<_, Infallible>(Progress::new()));
+    let Ok(progress) = PROGRESS.get_with(|| Ok::<_, Infallible>(Progress::new()));
     if progress.done.load(Acquire) {
         return Due::Through;
     }
@@ -102,18 +119,65 @@ pub(crate) fn run_due_within(deadline: Deadline) -> Due {
     };
     if !progress.done.load(Acquire) {
         for hook in hooks().filter(|hook| hook.registered_in < here) {
-            if catch_unwind(AssertUnwindSafe(&hook.run)).is_err() {
-                report_panic(hook);
+            if is_inside(hook) {
+                continue;
             }
-            if generation() != here {
-                // The hook forked and this is the child: its own hooks begin from the first.
+            let forked = inside(hook, || {
+                if let Err(payload) = catch_unwind(AssertUnwindSafe(&hook.run)) {
+                    report_panic(hook);
+                    drop_quietly(payload);
+                }
+                // The hook forked and this is the child: its own hooks begin from the first, but for this one.
+                (generation() != here).then(|| run_due_within(deadline))
+            });
+            if let Some(due) = forked {
                 std::mem::forget(turn);
-                return run_due_within(deadline);
+                return due;
             }
         }
         progress.done.store(true, Release);
     }
     Due::Through
+}
+
+/// The hooks that a thread is inside of. In a child that was forked there these are frames of its ancestors.
+struct Inside {
+    hook: *const Hook,
+    outer: *const Inside,
+}
+
+thread_local! {
+    /// The innermost. (A list with a destructor would have libc register it, under a lock.)
+    static INNERMOST: std::cell::Cell<*const Inside> = const { std::cell::Cell::new(ptr::null()) };
+}
+
+/// Runs `run`, in which this thread is inside of a hook.
+fn inside<T>(hook: &Hook, run: impl FnOnce() -> T) -> T {
+    struct Leave(*const Inside);
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            INNERMOST.set(self.0);
+        }
+    }
+    let outer = INNERMOST.get();
+    let here = Inside { hook, outer };
+    INNERMOST.set(&raw const here);
+    let _leave = Leave(outer);
+    run()
+}
+
+fn is_inside(hook: &Hook) -> bool {
+    // SAFETY: each of them is a local of `inside`, on this thread, which takes it off the list before it returns.
+    let follow = |inside: *const Inside| unsafe { inside.as_ref() };
+    std::iter::successors(follow(INNERMOST.get()), |inside| follow(inside.outer))
+        .any(|inside| ptr::eq(inside.hook, hook))
+}
+
+/// What a hook panicked with may panic itself when it is dropped.
+fn drop_quietly(payload: Box<dyn Any + Send>) {
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(again);
+    }
 }
 
 fn hooks() -> impl Iterator<Item = &'static Hook> {
@@ -126,7 +190,7 @@ fn hooks() -> impl Iterator<Item = &'static Hook> {
 fn report_panic(hook: &Hook) {
     let text =
         format!("forksafe: the on_child hook of {} panicked in process {}\n", hook.registered, std::process::id());
-    super::sys::write_stderr(text.as_bytes());
+    sys::write_stderr(text.as_bytes());
 }
 
 impl fmt::Debug for Hook {

@@ -1,7 +1,6 @@
 //! For drivers that hide an event loop: how to find its descriptors, and how to end its socket.
 
-use super::event_loop::Watched;
-use super::sys::{self, Identity};
+use super::handler::sys::{self, Identity, Watched};
 use std::io;
 use std::mem;
 use std::ops::RangeInclusive;

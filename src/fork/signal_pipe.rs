@@ -8,9 +8,9 @@
 //! The receivers are known by the socket that they are copies of. The sender is the socket that hears what is said into the
 //! receiver: nobody else ever speaks in that direction, or listens.
 
+use super::handler::sys;
+use super::handler::table::{self, SIGNAL_RECEIVER, SIGNAL_SENDER};
 use super::probe::{self, Kind};
-use super::registry::{self, SIGNAL_RECEIVER, SIGNAL_SENDER};
-use super::sys;
 use super::{PerProcess, generation};
 use std::os::fd::RawFd;
 use std::sync::{Mutex, PoisonError};
@@ -22,7 +22,7 @@ static PROTECTING: PerProcess<Mutex<()>> = PerProcess::new(Mutex::default);
 pub(crate) fn protect(receiver: RawFd, table: impl FnOnce() -> Option<RawFd>) {
     let _one_at_a_time = PROTECTING.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(shared) = sys::look(receiver) else { return };
-    if registry::has(SIGNAL_RECEIVER, shared.identity) {
+    if table::has(SIGNAL_RECEIVER, shared.identity) {
         return;
     }
     let Some(table) = table() else { return };
@@ -30,9 +30,16 @@ pub(crate) fn protect(receiver: RawFd, table: impl FnOnce() -> Option<RawFd>) {
     let Some(sender) = sender_to(receiver, &sockets) else { return };
     // The client's own copy comes and goes with the client.
     for copy in sockets.into_iter().filter(|&fd| fd != receiver && sys::is(fd, shared.identity)) {
-        registry::publish_for_ever(copy, SIGNAL_RECEIVER);
+        publish_for_ever(copy, SIGNAL_RECEIVER);
     }
-    registry::publish_for_ever(sender, SIGNAL_SENDER);
+    publish_for_ever(sender, SIGNAL_SENDER);
+}
+
+/// Names a descriptor that stays open as long as the process, and is no connection's.
+fn publish_for_ever(fd: RawFd, state: u32) {
+    if let Some(open) = sys::look(fd) {
+        table::claim().write(fd, None, open.identity, state);
+    }
 }
 
 /// The other end of the pair, among these.
@@ -76,24 +83,4 @@ fn send(socket: RawFd, word: &[u8]) -> bool {
 fn receive(socket: RawFd, into: &mut [u8], how: libc::c_int) -> isize {
     // SAFETY: as above, and the slice is ours to be written.
     unsafe { libc::recv(socket, into.as_mut_ptr().cast(), into.len(), how | libc::MSG_DONTWAIT) }
-}
-
-/// In a child: the pair that takes the parent's place, made when the first of its ends is needed.
-#[derive(Default)]
-pub(super) struct Pair(Option<[RawFd; 2]>);
-
-impl Pair {
-    /// Puts an end of it over one of the parent's. In a full table there is no room for a pair, and the parent's stays.
-    pub(super) fn put_over(&mut self, fd: RawFd, state: u32) {
-        if self.0.is_none() {
-            self.0 = sys::socket_pair();
-        }
-        if let Some([receiver, sender]) = self.0 {
-            sys::replace(if state == SIGNAL_SENDER { sender } else { receiver }, fd);
-        }
-    }
-
-    pub(super) fn done(self) {
-        self.0.into_iter().flatten().for_each(sys::close);
-    }
 }

@@ -40,9 +40,9 @@ const KCMP: Call = (libc::SYS_kcmp, None);
 /// What is denied, whether `/proc` is there, and which of the children without handlers are served all the same.
 type Case = (&'static [Call], bool, fn(Way) -> bool);
 
-/// `kcmp` asks about the parent, by its pid. That one is in another namespace, or not the process that is remembered.
+/// `kcmp` asks about the parent, by its pid. That one may be in another namespace.
 fn knows_its_parent(way: Way) -> bool {
-    ![Way::NewPidNamespace, Way::ReusedPid].contains(&way)
+    way != Way::NewPidNamespace
 }
 
 /// A child without handlers may have its parent's very descriptors. It is served if it can part from them, or can be seen

@@ -1,6 +1,6 @@
 //! Row 28: what a program wants done in each child.
 
-use crate::kit::ask;
+use crate::kit::{self, ask};
 use crate::servers::Server;
 use forksafe::Pool;
 use forksafe::fork::{self, PerProcess};
@@ -186,5 +186,67 @@ fn a_fallible_per_process_value_runs_the_hooks_as_well() {
             RAN.fetch_add(1, SeqCst);
         });
         assert_eq!(testing::child(|| PerProcess::try_get(&VALUE).copied()).join(), Ok(1), "before the value is made");
+    });
+}
+
+/// What a hook panics with may be anything. Each hook runs once all the same.
+#[test]
+fn a_panic_that_panics_when_it_is_dropped_does_not_run_the_hooks_again() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("the payload, on purpose");
+        }
+    }
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    clean_process(|| {
+        fork::on_child(|| {
+            RUNS.fetch_add(1, SeqCst);
+        });
+        fork::on_child(|| std::panic::panic_any(Bomb));
+        fork::on_child(|| {
+            RUNS.fetch_add(10, SeqCst);
+        });
+        let runs = testing::child(|| {
+            fork::enter();
+            fork::enter();
+            RUNS.load(SeqCst)
+        });
+        assert_eq!(runs.join(), 11);
+    });
+}
+
+/// Two hooks that each fork a helper, which uses the crate itself: each helper runs the hooks that it is not in the middle of.
+#[test]
+fn hooks_that_fork_do_not_run_without_end() {
+    static DEPTH: AtomicU32 = AtomicU32::new(0);
+    fn helper(told: &kit::Door) {
+        let child = kit::fork().unwrap_or_else(|| {
+            kit::leave(|| {
+                told.open();
+                assert!(DEPTH.fetch_add(1, SeqCst) < 5, "hooks within hooks within hooks");
+                fork::enter();
+            })
+        });
+        assert_eq!(kit::exit_code(child), 0);
+    }
+    clean_process(|| {
+        let told: &'static kit::Door = Box::leak(Box::new(kit::Door::new()));
+        let failed: &'static AtomicU32 = Box::leak(Box::new(AtomicU32::new(0)));
+        for _ in 0..2 {
+            fork::on_child(move || {
+                failed.fetch_add(1, SeqCst);
+                helper(told);
+                failed.fetch_sub(1, SeqCst);
+            });
+        }
+        let nested = testing::child(|| {
+            fork::enter();
+            failed.load(SeqCst)
+        });
+        assert_eq!(nested.join(), 0, "a helper failed");
+        // A helper of each hook, and in each of those a helper of the other.
+        (0..4).for_each(|_| told.pass());
+        assert_eq!(told.waiting(), 0, "more helpers than that");
     });
 }

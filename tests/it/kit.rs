@@ -30,6 +30,14 @@ impl Door {
         // SAFETY: one byte of ours.
         assert_eq!(unsafe { libc::read(self.0.as_raw_fd(), (&raw mut byte).cast(), 1) }, 1);
     }
+
+    /// How many could pass at once.
+    pub(crate) fn waiting(&self) -> i32 {
+        let mut bytes = 0;
+        // SAFETY: a number of ours.
+        assert_eq!(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::FIONREAD, &raw mut bytes) }, 0);
+        bytes
+    }
 }
 
 /// Tells the other threads of a scope to end, also when this one panics: the scope waits for them.

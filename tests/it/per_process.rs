@@ -142,3 +142,25 @@ fn a_tokio_runtime_per_process_works_on_both_sides_of_a_fork() {
         assert_eq!(twice(4), 8, "the parent's own runtime goes on");
     });
 }
+
+/// Pools, agents and the like have a `get` of their own; none of it is hidden.
+#[test]
+fn the_values_own_methods_are_not_hidden() {
+    struct Target;
+    impl Target {
+        fn get(&self) -> &str {
+            "the target's get"
+        }
+        fn try_get(&self) -> &str {
+            "the target's try_get"
+        }
+        fn existing(&self) -> &str {
+            "the target's existing"
+        }
+    }
+    static TARGET: PerProcess<Target> = PerProcess::new(|| Target);
+    assert_eq!(TARGET.get(), "the target's get");
+    assert_eq!(TARGET.try_get(), "the target's try_get");
+    assert_eq!(TARGET.existing(), "the target's existing");
+    assert_eq!(PerProcess::get(&TARGET).get(), "the target's get");
+}

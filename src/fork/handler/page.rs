@@ -9,18 +9,18 @@
 //! and that path compares the pid: 140 ns instead of 1, and blind to a child that has its parent's pid and came without
 //! the atfork handler (a raw clone into a new pid namespace, a reused pid).
 //!
+//! All but [`install`] may run in a handler: atomics, and `getpid` where there is no page.
+//!
 //! Memory ordering: [`publish`] stores with Release what the claiming thread did to the registry; whoever loads the
 //! generation with Acquire sees all of it.
 
-use super::{forks, sys};
+use super::sys;
 use std::num::NonZeroU64;
 use std::ptr;
-#[cfg(feature = "testing")]
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering::*};
 
 /// A thread of this process is taking stock. Also the value just below the first generation.
-pub(super) const BUSY: u64 = 1;
+pub(in crate::fork) const BUSY: u64 = 1;
 
 /// Stands in for the page before there is one. Never written.
 static NO_PAGE_YET: AtomicU64 = AtomicU64::new(0);
@@ -31,9 +31,6 @@ static WORD: AtomicPtr<AtomicU64> = AtomicPtr::new((&raw const NO_PAGE_YET).cast
 /// The fallback's word: the pid in the low 24 bits (Linux stops at 22), and above it what the page would hold.
 static BY_PID: AtomicU64 = AtomicU64::new(0);
 const PID_BITS: u32 = 24;
-
-#[cfg(feature = "testing")]
-pub(super) static REFUSE_PAGE: AtomicBool = AtomicBool::new(false);
 
 /// What this process knows of itself.
 pub(super) enum Word {
@@ -53,7 +50,7 @@ pub(super) fn known() -> Option<NonZeroU64> {
 }
 
 pub(super) fn look() -> Word {
-    let (word, expected) = if let Some(page) = page() {
+    let (word, expected) = if let Some(page) = first() {
         let word = page.load(Acquire);
         (word, word)
     } else {
@@ -73,7 +70,7 @@ pub(super) fn look() -> Word {
 /// True for exactly one thread of a new process. Signals must be blocked from before this until after [`publish`]: a
 /// handler that asked for the generation in between would wait for the very thread that it interrupted.
 pub(super) fn claim(expected: u64) -> bool {
-    let (word, busy) = match page() {
+    let (word, busy) = match first() {
         Some(page) => (page, BUSY),
         None => (&BY_PID, BUSY << PID_BITS | u64::from(sys::pid())),
     };
@@ -81,29 +78,26 @@ pub(super) fn claim(expected: u64) -> bool {
 }
 
 pub(super) fn publish(generation: u64) {
-    match page() {
+    match first() {
         Some(page) => page.store(generation, Release),
         None => BY_PID.store(generation << PID_BITS | u64::from(sys::pid()), Release),
     }
 }
 
-/// In the child handler: makes sure that the fallback does not take a child with its parent's pid for its parent. Unless
-/// another library's handler, or a thread that it started, has come to us before.
-pub(super) fn reset_fallback() {
-    if is_fallback() && !forks::born_since_last() && !matches!(look(), Word::Busy) {
-        BY_PID.store(0, Release);
-    }
+/// In the child handler, where the fallback would take a child with its parent's pid for its parent. One atomic store.
+pub(super) fn forget() {
+    BY_PID.store(0, Release);
 }
 
 pub(super) fn is_installed() -> bool {
     !ptr::eq(WORD.load(Acquire), &raw const NO_PAGE_YET)
 }
 
-pub(super) fn is_fallback() -> bool {
+pub(crate) fn is_fallback() -> bool {
     ptr::eq(WORD.load(Acquire), &raw const NO_PAGE)
 }
 
-/// Gets the page, or settles for the fallback, by one compare-and-swap: threads may race here, and a fork may come at any
+/// Not in a handler. Gets the page, or settles for the fallback, by one compare-and-swap: threads may race here, and a fork may come at any
 /// point of it. The page is published complete, and a copy of a half-made one is merely lost.
 pub(super) fn install() {
     let made = wiped_page();
@@ -119,17 +113,24 @@ pub(super) fn install() {
 
 /// Another word of the page, on a cache line of its own: 0 in a new process, and in the parent not copied at its first
 /// write after a fork, as ordinary memory would be.
-pub(super) fn beside(n: usize) -> Option<&'static AtomicU64> {
-    const LINE: usize = 16;
-    // SAFETY: a page has 32 such lines, and `n` is 1 or 2. All zeros is a valid word.
-    page().map(|page| unsafe { &*ptr::from_ref(page).add(n * LINE) })
+pub(super) fn beside() -> Option<&'static AtomicU64> {
+    const TWO_LINES: usize = 16;
+    // SAFETY: the page is larger than that and never unmapped, and all zeros is a valid word. The pointer is the mapping's
+    // own, so it may go to any part of it.
+    page().map(|page| unsafe { &*page.as_ptr().add(TWO_LINES) })
 }
 
-fn page() -> Option<&'static AtomicU64> {
+/// The mapping, if there is one.
+fn page() -> Option<ptr::NonNull<AtomicU64>> {
     let word = WORD.load(Acquire);
     let stands_in = ptr::eq(word, &raw const NO_PAGE_YET) || ptr::eq(word, &raw const NO_PAGE);
-    // SAFETY: as in `known`.
-    (!stands_in).then(|| unsafe { &*word })
+    ptr::NonNull::new(word).filter(|_| !stands_in)
+}
+
+/// Its first word, which is the generation.
+fn first() -> Option<&'static AtomicU64> {
+    // SAFETY: the page is never unmapped, and all zeros is a valid word.
+    page().map(|page| unsafe { &*page.as_ptr() })
 }
 
 fn page_size() -> usize {
@@ -139,7 +140,7 @@ fn page_size() -> usize {
 
 fn wiped_page() -> Option<ptr::NonNull<AtomicU64>> {
     #[cfg(feature = "testing")]
-    if REFUSE_PAGE.load(Relaxed) {
+    if super::control::refuses_page() {
         return None;
     }
     let size = page_size();

@@ -9,19 +9,14 @@
 //! Epolls and eventfds have no identity that `fstat` could tell. The epoll can: `EPOLL_CTL_MOD` succeeds only if this very
 //! file is watched under this very number, and with what is registered already it changes nothing. (The parent's loop may
 //! look once more at a socket that has no news.) What it does not confirm is somebody else's by now, and is not touched.
+//!
+//! All of it runs in the child handler: atomics and system calls of [`sys`], no lock, no allocation, no panic, no thread-local.
 
 use super::dead::Dead;
-use super::sys;
+pub(crate) use super::sys::Watched;
+use super::sys::{self, Identity};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*};
-
-/// A descriptor that an epoll watches, as `/proc/self/fdinfo` shows it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Watched {
-    pub(crate) fd: RawFd,
-    pub(crate) events: u32,
-    pub(crate) token: u64,
-}
 
 /// The descriptors of an event loop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,13 +45,12 @@ impl EventLoop {
     /// For a client that nothing in this process can reach: closes what belongs to its socket. Call before that is closed.
     ///
     /// But for the eventfd: what the driver has handed out (a statement, and each row has one) still writes to it when it is
-    /// dropped.
-    pub(super) fn close(self, is_ending: bool, dead: &mut Dead) {
+    /// dropped. Its number stays taken, by something that is returned, if it will be known again.
+    pub(super) fn close(self, is_ending: bool, dead: &mut Dead) -> Option<(RawFd, Identity)> {
         let Confirmed { epolls, waker, signals } = self.confirmed(is_ending);
-        if let Some(waker) = waker {
-            dead.put_eventfd_over(waker.fd);
-        }
+        let kept = waker.and_then(|waker| Some((waker.fd, dead.put_sink_over(waker.fd)?)));
         epolls.into_iter().flatten().chain(signals.map(|signals| signals.fd)).for_each(sys::close);
+        kept
     }
 
     /// Puts something dead over the socket and the eventfd, and an epoll of this process's own under the numbers of the

@@ -1,7 +1,10 @@
 //! What a child puts under the numbers of descriptors that it must not have: one dead socket for all of them, and for event
-//! loops one eventfd that wakes nobody.
+//! loops one eventfd that wakes nobody. And a pair of sockets in place of the program's signal pipe.
+//!
+//! All of it runs in the child handler: system calls of [`sys`], no lock, no allocation, no panic, no thread-local.
 
-use super::sys;
+use super::sys::{self, Identity};
+use super::table::SIGNAL_SENDER;
 use std::os::fd::RawFd;
 
 /// Each is made when it is first needed, and put under as many numbers as it takes.
@@ -9,6 +12,7 @@ use std::os::fd::RawFd;
 pub(super) struct Dead {
     socket: Option<RawFd>,
     eventfd: Option<RawFd>,
+    sink: Option<RawFd>,
 }
 
 impl Dead {
@@ -48,6 +52,21 @@ impl Dead {
         put(self.eventfd, fd);
     }
 
+    /// Over the eventfd of a client that nothing in this process can reach: something that swallows what is written. Returns how
+    /// it will be known again, unless it could not be had (then an eventfd is there, which looks like any other).
+    pub(super) fn put_sink_over(&mut self, fd: RawFd) -> Option<Identity> {
+        if self.sink.is_none() {
+            self.sink = sys::sink();
+        }
+        match self.sink {
+            Some(sink) if sys::replace(sink, fd) => sys::look(fd).map(|open| open.identity),
+            _ => {
+                self.put_eventfd_over(fd);
+                None
+            }
+        }
+    }
+
     /// Into a free place, unless a thread of this process was faster.
     pub(super) fn put_into(&mut self, fd: RawFd) {
         self.make();
@@ -61,20 +80,20 @@ impl Dead {
         }
     }
 
-    /// Whether one of the two was made at this very number.
+    /// Whether one of them was made at this very number.
     pub(super) fn lies_at(&self, fd: RawFd) -> bool {
-        [self.socket, self.eventfd].contains(&Some(fd))
+        [self.socket, self.eventfd, self.sink].contains(&Some(fd))
     }
 
     /// What lies there stays; the next that is needed is another.
     pub(super) fn leave_at(&mut self, fd: RawFd) {
-        for one in [&mut self.socket, &mut self.eventfd] {
+        for one in [&mut self.socket, &mut self.eventfd, &mut self.sink] {
             one.take_if(|place| *place == fd);
         }
     }
 
     pub(super) fn done(self) {
-        [self.socket, self.eventfd].into_iter().flatten().for_each(sys::close);
+        [self.socket, self.eventfd, self.sink].into_iter().flatten().for_each(sys::close);
     }
 }
 
@@ -83,5 +102,25 @@ impl Dead {
 fn put(dead: Option<RawFd>, over: RawFd) {
     if !dead.is_some_and(|dead| sys::replace(dead, over)) {
         sys::close(over);
+    }
+}
+
+/// The pair that takes the place of the parent's signal pipe, made when the first of its ends is needed.
+#[derive(Default)]
+pub(super) struct Pair(Option<[RawFd; 2]>);
+
+impl Pair {
+    /// Puts an end of it over one of the parent's. In a full table there is no room for a pair, and the parent's stays.
+    pub(super) fn put_over(&mut self, fd: RawFd, state: u32) {
+        if self.0.is_none() {
+            self.0 = sys::socket_pair();
+        }
+        if let Some([receiver, sender]) = self.0 {
+            sys::replace(if state == SIGNAL_SENDER { sender } else { receiver }, fd);
+        }
+    }
+
+    pub(super) fn done(self) {
+        self.0.into_iter().flatten().for_each(sys::close);
     }
 }
