@@ -211,7 +211,7 @@ fn a_control_run_reaches_every_test_that_uses_the_kit() {
 
 /// Each uses one thing of the kit before it forks, outside of `clean_process`.
 const SUBJECTS: [(&str, fn()); 8] = [
-    ("a_child_of_the_kit", || _ = testing::child(|| ()).join()),
+    ("a_child_of_the_kit", || testing::child(|| ()).join()),
     ("a_spawned_program", || _ = testing::Spawn::Command.run("true", &[])),
     ("a_witness", || _ = Witness::start()),
     ("a_witness_on_a_unix_socket", || _ = Witness::start_unix()),

@@ -69,6 +69,41 @@ fn hosts_of_all_kinds_together_keep_the_deadline() {
 
 /// The name of a host of a mixed configuration may have many addresses: each of them has its part.
 #[test]
+fn a_name_with_ten_addresses_beside_a_unix_socket_keeps_the_deadline() {
+    clean_process(|| {
+        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+        // SAFETY: takes numbers; the descriptor is ours.
+        assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+        let port = listener.local_addr().unwrap().port();
+        let mut fill = Vec::new();
+        let local = SocketAddr::from(([127, 0, 0, 1], port));
+        while let Ok(one) = TcpStream::connect_timeout(&local, Duration::from_millis(300)) {
+            fill.push(one);
+        }
+        let names = std::env::temp_dir().join(format!("forksafe-names-{}", std::process::id()));
+        let lines: Vec<String> = (1..=10).map(|n| format!("127.0.0.{n} ten.invalid\n")).collect();
+        std::fs::write(&names, lines.concat()).unwrap();
+        let path = std::ffi::CString::new(names.to_str().unwrap()).unwrap();
+        // SAFETY: takes numbers and C strings.
+        unsafe {
+            let (none, private) = (c"none".as_ptr(), libc::MS_REC | libc::MS_PRIVATE);
+            assert_eq!(libc::unshare(libc::CLONE_NEWNS), 0, "this test needs root");
+            assert_eq!(libc::mount(none, c"/".as_ptr(), std::ptr::null(), private, std::ptr::null()), 0);
+            let (hosts, bind) = (c"/etc/hosts".as_ptr(), libc::MS_BIND);
+            assert_eq!(libc::mount(path.as_ptr(), hosts, std::ptr::null(), bind, std::ptr::null()), 0);
+        }
+        std::fs::remove_file(&names).unwrap();
+        let folder = std::env::temp_dir();
+        let text = format!("host=ten.invalid,{} port={port} user=x", folder.display());
+        let pool = Pool::new(Manager::new(text.parse().unwrap(), NoTls)).unwrap();
+        let begin = Instant::now();
+        let error = pool.get_timeout(Duration::from_secs(2)).map(drop).unwrap_err();
+        assert!(begin.elapsed() < Duration::from_millis(3500), "{:?} for 2 s: {error:#}", begin.elapsed());
+        assert!(begin.elapsed() > Duration::from_millis(500), "not tried: {error:#}");
+    });
+}
+
+#[test]
 fn a_unix_socket_among_names_leaves_time_for_it() {
     clean_process(|| {
         let server = PrivatePostgres::start_with(&[]);

@@ -70,11 +70,12 @@ pub(crate) fn be_it(seed: &str, witness: &str) {
         begin.wait();
         for _ in 0..4 {
             (0..rng.u32(..2000)).for_each(|_| std::hint::spin_loop());
-            // SAFETY: the child leaves at once.
-            match unsafe { libc::fork() } {
-                0 => unsafe { libc::_exit(0) },
-                // SAFETY: takes a number, and no status.
-                child => unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) },
+            // SAFETY: the child leaves at once; the parent waits for it and takes no status.
+            unsafe {
+                match libc::fork() {
+                    0 => libc::_exit(0),
+                    child => libc::waitpid(child, std::ptr::null_mut(), 0),
+                }
             };
         }
         first.join().expect("the first use").expect("a pool")
