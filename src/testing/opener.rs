@@ -8,6 +8,10 @@ use super::stream::Stream;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 
+/// With more children than these nobody is asked: the look into the tables of all of them, at each connection, would hold up
+/// every one. Then who writes first counts as the opener.
+const CROWD: usize = 16;
+
 /// A process that opened a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Opener {
@@ -65,7 +69,11 @@ impl Openers {
                     let name = proc::name_of(me)?;
                     return (!launched::somebody_shares_the_table()).then_some(Opener { name, is_certain: true });
                 }
-                let holders = descendants(me).into_iter().filter(|pid| holds(*pid, socket)).collect::<Vec<_>>();
+                let family = descendants(me);
+                if family.len() > CROWD {
+                    return None;
+                }
+                let holders = family.into_iter().filter(|pid| holds(*pid, socket)).collect::<Vec<_>>();
                 if holders.is_empty() {
                     let all = Process::all().unwrap_or_default().into_iter().map(|process| process.pid);
                     return oldest(all.filter(|pid| holds(*pid, socket)).collect());
