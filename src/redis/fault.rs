@@ -91,9 +91,15 @@ mod tests {
     fn servers_errors_say_what_is_to_become_of_the_connection() {
         for (what, fault) in [
             ("READONLY You can't write against a read only replica.", Fault::Server),
-            ("ERR Error running script: @user_script:1: -READONLY You can't write against a read only replica.", Fault::Server),
+            (
+                "ERR Error running script: @user_script:1: -READONLY You can't write against a read only replica.",
+                Fault::Server,
+            ),
             ("MOVED 3999 127.0.0.1:6381", Fault::Server),
-            ("UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)", Fault::Server),
+            (
+                "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
+                Fault::Server,
+            ),
             ("ASK 3999 127.0.0.1:6381", Fault::Harmless),
             ("LOADING Redis is loading the dataset in memory", Fault::Harmless),
             ("BUSY Redis is busy running a script", Fault::Harmless),

@@ -19,7 +19,9 @@ pub use test::{Clean, Test};
 
 use crate::fork::{Descriptors, socket};
 use crate::{Attempt, Deadline, DialError, Fault, ManageConnection, Reset, Unread};
-use ::redis::{Client, Connection, ConnectionAddr, ConnectionLike, ErrorKind, IntoConnectionInfo, RedisError, RedisResult};
+use ::redis::{
+    Client, Connection, ConnectionAddr, ConnectionLike, ErrorKind, IntoConnectionInfo, RedisError, RedisResult,
+};
 use dialogue::Dialogue;
 use knowledge::Knowledge;
 use opening::{Opening, settled};

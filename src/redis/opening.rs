@@ -111,7 +111,8 @@ impl Opening<'_> {
         let mut proof = self.driver.options.test.proof(level, knowledge);
         let mut questions = self.introduction(opened.is_introduced, level, knowledge);
         loop {
-            let cmds: Vec<&Cmd> = questions.iter().chain(proof.iter().map(|proof| &proof.question)).map(|q| &q.cmd).collect();
+            let cmds: Vec<&Cmd> =
+                questions.iter().chain(proof.iter().map(|proof| &proof.question)).map(|q| &q.cmd).collect();
             if cmds.is_empty() {
                 break;
             }

@@ -97,10 +97,8 @@ pub(super) fn set_info(info: &ConnectionInfo) -> Vec<Question> {
 
 /// What undoes a transaction and a database that a holder left, and tells of subscriptions: of what the server accepts.
 pub(super) fn leftovers(info: &ConnectionInfo, knowledge: Knowledge) -> Vec<Question> {
-    let mut questions = vec![
-        Question::optional(cmd("UNWATCH"), Optional::Unwatch),
-        Question::optional(select(info), Optional::Select),
-    ];
+    let mut questions =
+        vec![Question::optional(cmd("UNWATCH"), Optional::Unwatch), Question::optional(select(info), Optional::Select)];
     if is_resp3(info) {
         // The reply to one that there is not has the number of those that there are.
         let mut unsubscribe = cmd("UNSUBSCRIBE");
@@ -256,9 +254,16 @@ fn is_refusal(error: &ServerError) -> bool {
     let says = |words: &str| said.contains(words);
     error.code() == "NOPERM"
         || error.code() == "ERR"
-            && (["nknown command", "nknown subcommand", "wrong number of arg", "not supported", "unsupported", "not allowed"])
-                .into_iter()
-                .any(says)
+            && ([
+                "nknown command",
+                "nknown subcommand",
+                "wrong number of arg",
+                "not supported",
+                "unsupported",
+                "not allowed",
+            ])
+            .into_iter()
+            .any(says)
 }
 
 /// Whether the server has nothing more to say, to whatever it was asked, and hangs up.

@@ -4,8 +4,26 @@ use ::redis::{ErrorKind, RedisError, RedisResult, ServerError, Value, parse_redi
 
 /// Codes that are words of servers, not of scripts.
 const CODES: [&str; 20] = [
-    "BUSY", "BUSYKEY", "CLUSTERDOWN", "DENIED", "ERR", "EXECABORT", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NOAUTH",
-    "NOPERM", "NOPROTO", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN", "UNBLOCKED", "WRONGPASS", "WRONGTYPE",
+    "BUSY",
+    "BUSYKEY",
+    "CLUSTERDOWN",
+    "DENIED",
+    "ERR",
+    "EXECABORT",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "MOVED",
+    "NOAUTH",
+    "NOPERM",
+    "NOPROTO",
+    "NOREPLICAS",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+    "UNBLOCKED",
+    "WRONGPASS",
+    "WRONGTYPE",
 ];
 
 /// Sentences that servers say, without what they put into them.
@@ -39,7 +57,8 @@ pub(super) fn shown(error: &ServerError) -> RedisError {
     let code = if CODES.contains(&error.code()) { error.code() } else { "ERR" };
     let details = error.details().unwrap_or_default();
     let sentence = SENTENCES.iter().find(|sentence| details.contains(**sentence));
-    let sentence = sentence.map_or_else(|| format!("({} bytes that are not shown)", details.len()), ToString::to_string);
+    let sentence =
+        sentence.map_or_else(|| format!("({} bytes that are not shown)", details.len()), ToString::to_string);
     match parse_redis_value(format!("-{code} {sentence}\r\n").as_bytes()) {
         Ok(Value::ServerError(shown)) => shown.into(),
         _ => (ErrorKind::Extension, "the server refuses").into(),

@@ -161,7 +161,8 @@ impl Driver<'_> {
             return self.look(dialogue).map(|()| Verdict::InStep);
         }
         let cmds: Vec<&Cmd> = all.iter().map(|question| &question.cmd).collect();
-        let answer = dialogue.ask(conn, &cmds, silent, |reply| proof.map_or(Last::Here, |proof| proof.is_last(reply)))?;
+        let answer =
+            dialogue.ask(conn, &cmds, silent, |reply| proof.map_or(Last::Here, |proof| proof.is_last(reply)))?;
         if let Some(error) = answer.cut {
             return Err(error);
         }

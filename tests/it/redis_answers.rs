@@ -25,7 +25,9 @@ fn cycles(client: redis::Client) {
 fn refused(words: &[String], how: &str) -> Says {
     match how {
         "hangs up" => Says::HangUp,
-        "forbids" => says(format!("-NOPERM this user has no permissions to run the '{}' command\r\n", words[0].to_lowercase())),
+        "forbids" => {
+            says(format!("-NOPERM this user has no permissions to run the '{}' command\r\n", words[0].to_lowercase()))
+        }
         _ => says(format!("-ERR unknown command '{}', with args beginning with: \r\n", words[0])),
     }
 }
@@ -85,9 +87,9 @@ fn a_real_account_that_may_do_little_keeps_its_connection() {
             let rule = [&["reset", "on", ">pw", "~*"], allowed].concat();
             cmd("ACL").arg("SETUSER").arg("app").arg(&rule).exec(&mut admin).unwrap();
             let before = redis.open().len();
-            let pool = Pool::builder().max_size(2).build(
-                redis::Client::open(format!("redis://app:pw@{}/", redis.address())).unwrap(),
-            );
+            let pool = Pool::builder()
+                .max_size(2)
+                .build(redis::Client::open(format!("redis://app:pw@{}/", redis.address())).unwrap());
             let pool = pool.unwrap();
             for _ in 0..20 {
                 cmd("GET").arg("key").exec(&mut pool.get().unwrap()).unwrap();
@@ -135,7 +137,8 @@ fn a_busy_redis_is_not_stormed() {
         let redis = PrivateRedis::start_with(&["--busy-reply-threshold", "1"]);
         let pool = Pool::builder().max_size(2).build(redis.manager()).unwrap();
         let session = PrivateRedis::session(&pool);
-        let (mut runs, mut admin) = (redis.manager().get_connection().unwrap(), redis.manager().get_connection().unwrap());
+        let (mut runs, mut admin) =
+            (redis.manager().get_connection().unwrap(), redis.manager().get_connection().unwrap());
         let script = thread::spawn(move || cmd("EVAL").arg("while true do end").arg(0).exec(&mut runs));
         testing::wait_until("it is busy", || cmd("PING").exec(&mut admin).is_err());
         for _ in 0..20 {
@@ -177,7 +180,11 @@ fn no_error_shows_what_a_reply_said() {
         };
         // As Redis and proxies do that do not know the command.
         let fake = Fake::start(|_, _, words| {
-            says(format!("-ERR unknown command '{}', with args beginning with: '{}'\r\n", words[0], words[1..].join("' '")))
+            says(format!(
+                "-ERR unknown command '{}', with args beginning with: '{}'\r\n",
+                words[0],
+                words[1..].join("' '")
+            ))
         });
         for path in ["", "5", "?protocol=resp3"] {
             let url = format!("redis://somebody:{secret}@{}/{path}", fake.address);
@@ -302,7 +309,8 @@ fn push_messages_do_not_fail_a_test() {
         assert_eq!(PrivateRedis::session(&pool), session);
         // More than a socket holds: the answer does not come through, and that is noticed at once.
         for n in 0..50_000 {
-            let set = cmd("SET").arg(format!("a key with a long name that is said to all {n}")).arg(n).get_packed_command();
+            let set =
+                cmd("SET").arg(format!("a key with a long name that is said to all {n}")).arg(n).get_packed_command();
             other.send_packed_command(&set).unwrap();
             other.recv_response().unwrap();
         }

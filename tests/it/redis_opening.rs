@@ -138,9 +138,8 @@ fn the_settings_of_the_socket_are_kept() {
         for (option, value) in [(libc::TCP_NODELAY, 1), (libc::TCP_USER_TIMEOUT, 4321)] {
             let (mut is, mut size) = (0, size_of::<libc::c_int>() as libc::socklen_t);
             // SAFETY: `is` is ours and `size` says how large.
-            let failed = unsafe {
-                libc::getsockopt(socket, libc::IPPROTO_TCP, option, (&raw mut is).cast(), &raw mut size)
-            };
+            let failed =
+                unsafe { libc::getsockopt(socket, libc::IPPROTO_TCP, option, (&raw mut is).cast(), &raw mut size) };
             assert_eq!((failed, is), (0, value));
         }
     });

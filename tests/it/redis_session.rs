@@ -45,19 +45,29 @@ fn run(conn: &mut Connection, words: &[&str]) -> Value {
 }
 
 const LEFTOVERS: [Left; 3] = [
-    ("WATCH", |conn| drop(run(conn, &["WATCH", "stock"])), |conn| {
-        // Somebody else changes the key.
-        run(conn, &["CLIENT", "NO-EVICT", "OFF"]);
-        redis::pipe().cmd("SET").arg("stock").arg(1).exec(conn).unwrap();
-        redis::pipe().atomic().cmd("SET").arg("mine").arg(1).query::<Option<(String,)>>(conn).unwrap().is_none()
-    }),
-    ("MULTI", |conn| drop(run(conn, &["MULTI"])), |conn| {
-        matches!(run(conn, &["GET", "who"]), Value::SimpleString(said) if said == "QUEUED")
-    }),
-    ("SELECT", |conn| drop(run(conn, &["SELECT", "5"])), |conn| {
-        let info: String = cmd("CLIENT").arg("INFO").query(conn).unwrap();
-        !info.contains(" db=0 ")
-    }),
+    (
+        "WATCH",
+        |conn| drop(run(conn, &["WATCH", "stock"])),
+        |conn| {
+            // Somebody else changes the key.
+            run(conn, &["CLIENT", "NO-EVICT", "OFF"]);
+            redis::pipe().cmd("SET").arg("stock").arg(1).exec(conn).unwrap();
+            redis::pipe().atomic().cmd("SET").arg("mine").arg(1).query::<Option<(String,)>>(conn).unwrap().is_none()
+        },
+    ),
+    (
+        "MULTI",
+        |conn| drop(run(conn, &["MULTI"])),
+        |conn| matches!(run(conn, &["GET", "who"]), Value::SimpleString(said) if said == "QUEUED"),
+    ),
+    (
+        "SELECT",
+        |conn| drop(run(conn, &["SELECT", "5"])),
+        |conn| {
+            let info: String = cmd("CLIENT").arg("INFO").query(conn).unwrap();
+            !info.contains(" db=0 ")
+        },
+    ),
 ];
 
 #[test]
@@ -107,9 +117,10 @@ fn everything_is_undone_if_that_is_asked_for() {
     clean_process(|| {
         let redis = PrivateRedis::start();
         let mut admin = redis.manager().get_connection().unwrap();
-        run(&mut admin, &["ACL", "SETUSER", "other", "on", ">pw", "~*", "+@all"]);
-        run(&mut admin, &["ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all"]);
-        for (who, path, name) in [("", "", "default"), ("app:pw@", "5", "app"), ("app:pw@", "5?protocol=resp3", "app")] {
+        run(&mut admin, &["ACL", "SETUSER", "other", "on", ">pw", "~*", "&*", "+@all"]);
+        run(&mut admin, &["ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all"]);
+        for (who, path, name) in [("", "", "default"), ("app:pw@", "5", "app"), ("app:pw@", "5?protocol=resp3", "app")]
+        {
             let url = format!("redis://{who}{}/{path}", redis.address());
             let pool = pool_of_one(RedisManager::open(url.as_str()).unwrap().on_check_out(Clean::Everything));
             let session = PrivateRedis::ask(&mut pool.get().unwrap());
@@ -132,9 +143,7 @@ fn everything_is_undone_if_that_is_asked_for() {
                     while !matches!(conn.recv_response().unwrap(), Value::Array(_) | Value::Push { .. }) {}
                 }
                 drop(conn);
-                eprintln!("{url} {deed:?}");
                 let mut conn = pool.get().unwrap();
-                eprintln!("got");
                 assert_eq!(run(&mut conn, &["ACL", "WHOAMI"]), Value::BulkString(name.into()), "{url} {deed:?}");
                 let info: String = cmd("CLIENT").arg("INFO").query(&mut *conn).unwrap();
                 let db = if path.is_empty() { 0 } else { 5 };
@@ -284,7 +293,10 @@ fn what_lies_unread_is_news_or_has_to_be_asked_about() {
         ] {
             assert_eq!(client.on_unread(&mut conn, bytes), means, "{:?}", String::from_utf8_lossy(bytes));
         }
-        assert_eq!(client.classify(&redis::RedisError::from(io::Error::from(io::ErrorKind::BrokenPipe))), Fault::Connection);
+        assert_eq!(
+            client.classify(&redis::RedisError::from(io::Error::from(io::ErrorKind::BrokenPipe))),
+            Fault::Connection
+        );
     });
 }
 
