@@ -46,7 +46,7 @@
 //! | [`Pool`], [`Builder`], [`PooledConnection`] | shaped after r2d2 |
 //! | [`ManageConnection`], [`Attempt`], [`Deadline`] | what a driver implements; one line makes an `AsFd` client safe |
 //! | [`fork`] | without the pool: [`fork::PerProcess`] for anything that a child must make anew, [`fork::Guarded`] and [`fork::Registration`] for clients of your own, [`fork::on_child`] |
-//! | feature `redis` | `impl ManageConnection for redis::Client` |
+//! | feature `redis` | `impl ManageConnection for redis::Client`, and `redis::RedisManager` with options |
 //! | feature `postgres` | `postgres::PostgresManager`, for `postgres::Client`s |
 //! | feature `testing` | `testing`: children with deadlines, every way of forking, servers that judge; `testing::guide` says how to prove that a program survives fork |
 //!
@@ -70,7 +70,7 @@ mod pool;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "redis")]
-mod redis;
+pub mod redis;
 mod sync;
 #[cfg(feature = "testing")]
 #[allow(unsafe_code, reason = "it forks, and calls what only tests call")]

@@ -1,16 +1,16 @@
 //! What is particular to the Redis driver.
 
-use crate::kit::StopOnDrop;
+use crate::kit::{StopOnDrop, deny};
+use crate::redis_fake::{Fake, Says, says};
 use crate::servers::Server;
 use forksafe::testing::{self, PrivateRedis, clean_process};
-use forksafe::{Deadline, ManageConnection, Pool, PooledConnection};
+use forksafe::{ManageConnection, Pool, PooledConnection};
 use redis::Commands;
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -153,19 +153,13 @@ fn a_late_reply_to_an_earlier_holder_is_nobody_elses_answer() {
 #[test]
 fn a_late_reply_and_then_none_fails_the_test_at_once() {
     clean_process(|| {
-        let address = crate::limits::server(|mut stream| {
-            let mut asked = [0; 1024];
-            while let Ok(n @ 1..) = stream.read(&mut asked) {
-                let asked = String::from_utf8_lossy(&asked[..n]).into_owned();
-                let reply: &[u8] = match asked {
-                    _ if asked.contains("PING") => b"",
-                    _ if asked.contains("ECHO") => b"+PONG\r\n",
-                    _ => b"+OK\r\n",
-                };
-                let _ = stream.write_all(reply);
-            }
+        // The answer to a bare PING comes with the next question, which has none.
+        let fake = Fake::start(|connection, command, words| match (connection, words[0].as_str()) {
+            (0, "PING") if words.len() == 1 => Says::Silence,
+            (0, "PING") if command > 4 => says("+PONG\r\n"),
+            _ => Says::Usual,
         });
-        let pool = Pool::new(redis::Client::open(format!("redis://{address}/")).unwrap()).unwrap();
+        let pool = Pool::new(fake.client()).unwrap();
         let mut conn = pool.get().unwrap();
         conn.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         assert!(redis::cmd("PING").query::<String>(&mut *conn).unwrap_err().is_timeout());
@@ -177,26 +171,27 @@ fn a_late_reply_and_then_none_fails_the_test_at_once() {
     });
 }
 
-/// The number where the socket was expected is another thread's, and two descriptors have its mark: it is not guessed.
+/// The driver opens its socket itself, the number where that was expected is another thread's, and two descriptors have its
+/// mark: it is not guessed.
 #[test]
 fn a_socket_of_which_there_are_two_is_refused() {
     static COPIES: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+    static SERVER: OnceLock<SocketAddr> = OnceLock::new();
     clean_process(|| {
-        let address = crate::limits::server(|mut stream| {
+        let fake = Fake::start(|_, _, words| {
             // The driver selects a database, and waits here while somebody makes a copy.
-            let Ok(1..) = stream.read(&mut [0; 1024]) else { return };
-            let mut copies = COPIES.lock().unwrap();
-            copies.clear();
-            // SAFETY: the driver has it open as long as it waits.
-            let copy = |fd| unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().unwrap();
-            copies.extend(crate::churn::sockets_to(stream.local_addr().unwrap()).into_iter().map(copy));
-            drop(copies);
-            let _ = stream.write_all(b"+OK\r\n");
-            while let Ok(1..) = stream.read(&mut [0; 1024]) {
-                let _ = stream.write_all(b"+OK\r\n");
+            if words[0] == "SELECT" {
+                let mut copies = COPIES.lock().unwrap();
+                copies.clear();
+                // SAFETY: the driver has it open as long as it waits.
+                let copy = |fd| unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().unwrap();
+                copies.extend(crate::churn::sockets_to(*SERVER.get().unwrap()).into_iter().map(copy));
             }
+            Says::Usual
         });
-        let pool = Pool::new(redis::Client::open(format!("redis://{address}/1")).unwrap()).unwrap();
+        SERVER.set(fake.address.parse().unwrap()).unwrap();
+        deny(libc::SYS_listen, None, libc::EACCES);
+        let pool = Pool::new(redis::Client::open(format!("{}1", fake.url())).unwrap()).unwrap();
         let _takes_numbers = crate::kit::TakesNumbers::begin();
         let mut refused = None;
         testing::wait_until("the expected number is another thread's", || {
@@ -209,25 +204,6 @@ fn a_socket_of_which_there_are_two_is_refused() {
         let error = refused.unwrap();
         assert!(error.is_unprotected() && error.to_string().contains("2 descriptors could be"), "{error}");
         assert_eq!(pool.state().connections, 0);
-    });
-}
-
-#[test]
-fn a_test_leaves_the_users_timeouts_alone() {
-    clean_process(|| {
-        let redis = PrivateRedis::start();
-        let client = redis.manager();
-        let pool = redis.pool_of(1);
-        let conn = pool.get().unwrap();
-        conn.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        drop(conn);
-        let mut conn = pool.get().unwrap();
-        let blocked = redis::cmd("BLPOP").arg("nothing").arg(5).query::<Option<String>>(&mut *conn);
-        assert!(blocked.unwrap_err().is_timeout());
-        conn.set_read_timeout(None).unwrap();
-        client.is_valid_within(&mut conn, Deadline::after(Duration::from_secs(5))).unwrap();
-        let waited = redis::cmd("BLPOP").arg("nothing").arg(1).query::<Option<String>>(&mut *conn);
-        assert_eq!(waited.unwrap(), None, "no timeout is left behind");
     });
 }
 
@@ -337,8 +313,8 @@ fn a_full_redis_is_told_clearly() {
                 Ok(mut conn) => {
                     unclear.push(format!("{url}: Ok, and then {:?}", redis::cmd("PING").query::<String>(&mut *conn)));
                 }
-                Err(error) if error.is_connect() && error.to_string().contains("max number of clients") => {}
-                Err(error) => unclear.push(format!("{url}: {error}")),
+                Err(error) if error.is_connect() && format!("{error:#}").contains("max number of clients") => {}
+                Err(error) => unclear.push(format!("{url}: {error:#}")),
             }
         }
         assert!(unclear.is_empty(), "{unclear:#?}");
