@@ -10,11 +10,11 @@
 //! calls [`Bag::settle`], which tells somebody to look, or makes it so again.
 
 use super::clock::Coarse;
+use super::queue::{Queue, Told, Waiter};
 use super::slots::Slots;
 use crate::Deadline;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, yield_now};
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -57,34 +57,19 @@ pub(super) struct Bag<T> {
     gate: AtomicU64,
 }
 
-struct Queue<T> {
-    closed: bool,
-    /// One of those in line has been told to look, and has not done so yet.
-    waking: bool,
-    line: VecDeque<Arc<Waiter<T>>>,
-    pace: Pace,
-}
-
-/// A thread in line.
-struct Waiter<T> {
-    since: Instant,
-    connect_by: Deadline,
-    told: Mutex<Told<T>>,
-    is_told: Condvar,
-}
-
-enum Told<T> {
-    Nothing,
-    /// There may be something. Until it has looked, `Queue::waking` holds.
-    Look,
-    Given(Taken<T>),
-    Refused(Refusal),
+enum Joined<T> {
+    Served(Taken<T>),
+    InLine(Arc<Waiter<T>>),
 }
 
 impl<T> Bag<T> {
     pub(super) fn new(size: usize) -> Self {
-        let queue = Queue { closed: false, waking: false, line: VecDeque::new(), pace: Pace::default() };
-        Self { slots: Slots::new(size), queue: Mutex::new(queue), emptied: Condvar::new(), gate: AtomicU64::new(0) }
+        Self {
+            slots: Slots::new(size),
+            queue: Mutex::new(Queue::new()),
+            emptied: Condvar::new(),
+            gate: AtomicU64::new(0),
+        }
     }
 
     /// A connection or the right to make one, waiting for it until the deadline.
@@ -152,14 +137,7 @@ impl<T> Bag<T> {
         if let Some(taken) = self.take_or_want(wish) {
             return Ok(Joined::Served(taken));
         }
-        let waiter = Arc::new(Waiter {
-            since: Instant::now(),
-            connect_by: wish.connect_by,
-            told: Mutex::new(Told::Nothing),
-            is_told: Condvar::new(),
-        });
-        queue.line.push_back(Arc::clone(&waiter));
-        Ok(Joined::InLine(waiter))
+        Ok(Joined::InLine(queue.join(wish.connect_by)))
     }
 
     /// Under the lock: something to be had, or else every slot WANTED.
@@ -188,7 +166,7 @@ impl<T> Bag<T> {
     /// A thread in line looks for itself.
     fn look(&self, waiter: &Arc<Waiter<T>>, wish: Wish, was_told: bool) -> Option<Taken<T>> {
         let mut queue = self.lock();
-        let told = std::mem::replace(&mut *waiter.lock(), Told::Nothing);
+        let told = waiter.take_told();
         if was_told || matches!(told, Told::Look) {
             queue.waking = false;
         }
@@ -196,7 +174,7 @@ impl<T> Bag<T> {
             // Between the wait and the lock.
             Told::Given(taken) => Some(taken),
             Told::Refused(why) => {
-                *waiter.lock() = Told::Refused(why);
+                waiter.tell(Told::Refused(why));
                 return None;
             }
             Told::Look | Told::Nothing => self.take_or_want(wish),
@@ -212,7 +190,7 @@ impl<T> Bag<T> {
     fn leave(&self, waiter: &Arc<Waiter<T>>) -> Result<Taken<T>, Refusal> {
         let mut queue = self.lock();
         queue.remove(waiter);
-        match std::mem::replace(&mut *waiter.lock(), Told::Nothing) {
+        match waiter.take_told() {
             Told::Given(taken) => return Ok(taken),
             Told::Refused(why) => return Err(why),
             // It was told to look and will not: somebody else has to.
@@ -318,11 +296,7 @@ impl<T> Bag<T> {
     /// until [`open_gate`](Self::open_gate).
     pub(super) fn shut_gate(&self, time: Duration) {
         self.gate.store(Coarse::now().plus_duration(time).as_nanos(), Relaxed);
-        for waiter in &self.lock().line {
-            // Under its lock, so that it is not between a look at the gate and its wait.
-            let _told = waiter.lock();
-            waiter.is_told.notify_one();
-        }
+        self.lock().line.iter().for_each(|waiter| waiter.nudge());
     }
 
     /// A connect has succeeded.
@@ -410,81 +384,5 @@ impl<T> Bag<T> {
 
     fn lock(&self) -> MutexGuard<'_, Queue<T>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-enum Joined<T> {
-    Served(Taken<T>),
-    InLine(Arc<Waiter<T>>),
-}
-
-impl<T> Queue<T> {
-    fn remove(&mut self, waiter: &Arc<Waiter<T>>) {
-        self.line.retain(|other| !Arc::ptr_eq(other, waiter));
-    }
-
-    /// Something comes back: how long the first in line may have waited before it is handed over.
-    fn check_in(&mut self, now: Instant) -> Duration {
-        #[cfg(all(test, forksafe_loom))]
-        if super::model::HANDS_OVER.load(Relaxed) {
-            return Duration::ZERO;
-        }
-        self.pace.check_in(now, self.line.len());
-        self.pace.bound(self.line.len())
-    }
-}
-
-impl<T> Waiter<T> {
-    /// Whether it had been told to look, and had not yet.
-    fn tell(&self, what: Told<T>) -> bool {
-        let before = std::mem::replace(&mut *self.lock(), what);
-        self.is_told.notify_one();
-        matches!(before, Told::Look)
-    }
-
-    /// `until` may change while it waits.
-    fn wait(&self, until: impl Fn() -> Deadline) -> Told<T> {
-        let mut told = self.lock();
-        loop {
-            let until = until();
-            if !matches!(*told, Told::Nothing) || until.is_over() {
-                return std::mem::replace(&mut *told, Told::Nothing);
-            }
-            told = until.wait(&self.is_told, told);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Told<T>> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// How quickly connections come back while somebody waits.
-#[derive(Default)]
-struct Pace {
-    last: Option<Instant>,
-    gap: Duration,
-}
-
-impl Pace {
-    /// Whoever has waited for longer than this is handed the next one.
-    const SHORTEST: Duration = Duration::from_millis(1);
-    const LONGEST: Duration = Duration::from_millis(20);
-
-    fn check_in(&mut self, now: Instant, waiting: usize) {
-        if waiting == 0 {
-            self.last = None;
-            return;
-        }
-        if let Some(last) = self.last.replace(now) {
-            let gap = now.saturating_duration_since(last).min(Self::LONGEST);
-            self.gap = (self.gap * 7 + gap) / 8;
-        }
-    }
-
-    /// Twice what an ideal queue would make one wait: everybody ahead is served first.
-    fn bound(&self, waiting: usize) -> Duration {
-        let ideal = self.gap * u32::try_from(waiting).unwrap_or(u32::MAX);
-        (ideal * 2).clamp(Self::SHORTEST, Self::LONGEST)
     }
 }

@@ -16,6 +16,7 @@ mod maintenance;
 mod manager;
 #[cfg(all(test, forksafe_loom))]
 mod model;
+mod queue;
 mod shared;
 #[allow(unsafe_code, reason = "the array of slots is the one other place for it")]
 mod slots;
