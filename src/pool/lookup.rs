@@ -7,8 +7,9 @@
 use super::addresses::Name;
 use crate::Deadline;
 use crate::fork::PerProcess;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread;
 
 /// The look-up of one name in each process. There is one at a time: who comes while it runs waits for the same.

@@ -57,11 +57,16 @@ impl Opening<'_> {
     /// Over a socket of ours.
     pub(super) fn over(&self, peer: Peer<'_>) -> Outcome<Opened> {
         let info = self.driver.client.get_connection_info();
-        let Ok((conn, fd)) = stand_in::connection(info, self.deadline) else {
-            return self.by_driver(match peer {
-                Peer::Tcp(address) => ConnectionAddr::Tcp(host_of(address), address.port()),
-                Peer::Unix(path) => ConnectionAddr::Unix(path.to_owned()),
-            });
+        let (conn, fd) = match stand_in::connection(info, self.deadline) {
+            Ok(made) => made,
+            // There was no time for it, so there is none for the driver.
+            Err(error) if self.deadline.remaining() < stand_in::PATIENCE => return Err(Dial::Unreachable(error)),
+            Err(_) => {
+                return self.by_driver(match peer {
+                    Peer::Tcp(address) => ConnectionAddr::Tcp(host_of(address), address.port()),
+                    Peer::Unix(path) => ConnectionAddr::Unix(path.to_owned()),
+                });
+            }
         };
         socket::put_new_socket(fd, peer).map_err(|error| Dial::Failed(error.into()))?;
         // Before it is connected with anybody.

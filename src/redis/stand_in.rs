@@ -12,11 +12,12 @@ use ::redis::{Client, Connection, ConnectionAddr, ConnectionInfo, ProtocolVersio
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 /// How long it may take at most: nothing here leaves the machine.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A connection of the driver's that is not connected with anybody, and its descriptor.
 ///
@@ -34,9 +35,9 @@ pub(super) fn connection(info: &ConnectionInfo, deadline: Deadline) -> RedisResu
 }
 
 fn make(info: &ConnectionInfo, until: Deadline) -> RedisResult<(Connection, RawFd)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let listener = Arc::new(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
     // A child closes it at birth.
-    let registration = Registration::publish(Descriptors::of(&listener))?;
+    let registration = Registration::publish(Descriptors::of(&*listener))?;
     registration.rest();
     let asked = info.redis_settings();
     let told = RedisConnectionInfo::default().set_skip_set_lib_name();
@@ -49,20 +50,23 @@ fn make(info: &ConnectionInfo, until: Deadline) -> RedisResult<(Connection, RawF
     let (conn, stream) = match says {
         0 => (connect()?, accept(&listener, until)?),
         // The driver waits for the answers: somebody else has to give them.
-        _ => thread::scope(|scope| {
-            let agree = || -> io::Result<TcpStream> {
-                let mut stream = accept(&listener, until)?;
-                (0..says).try_for_each(|_| stream.write_all(b"+OK\r\n"))?;
-                Ok(stream)
+        _ => {
+            let (tells, told) = mpsc::channel();
+            let listens = Arc::clone(&listener);
+            let agree = move || {
+                let agreed = accept(&listens, until).and_then(|mut stream| {
+                    (0..says).try_for_each(|_| stream.write_all(b"+OK\r\n"))?;
+                    Ok(stream)
+                });
+                let _ = tells.send(agreed);
             };
-            let agrees = thread::Builder::new().name("forksafe redis".to_owned()).spawn_scoped(scope, agree)?;
-            let connected = connect();
-            if connected.is_err() {
-                socket::shut_down(&listener); // Nobody comes.
-            }
-            let stream = agrees.join().map_err(|_| io::Error::other("bug: the stand-in panicked"))?;
-            RedisResult::Ok((connected?, stream?))
-        })?,
+            // Not waited for beyond the deadline: in a child a new thread may hang before it begins.
+            thread::Builder::new().name("forksafe redis".to_owned()).spawn(agree)?;
+            // If it fails nobody comes.
+            let conn = connect().inspect_err(|_| socket::shut_down(&*listener))?;
+            let agreed = told.recv_timeout(until.socket_timeout()?);
+            (conn, agreed.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??)
+        }
     };
     let fd = find::socket_of(&conn, expected)?.map_err(io::Error::other)?;
     socket::reset_when_closed(&stream);

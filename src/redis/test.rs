@@ -34,8 +34,8 @@ impl Test {
         Self::default()
     }
 
-    /// Any command: an error in reply says that the connection is of no use, but for those of a server in trouble that will
-    /// pass. Whether the reply is the one to this question is not noticed.
+    /// Any command. An error in reply is an answer like any other, unless it [condemns](crate::Fault) the connection or its
+    /// server. Whether the reply is the one to this question is not noticed.
     ///
     /// ```
     /// use forksafe::redis::Test;

@@ -14,6 +14,7 @@ mod denied;
 mod ends;
 mod example;
 mod exec;
+mod expiry;
 mod fork_clients;
 mod fork_first_use;
 mod fork_generations;

@@ -46,7 +46,7 @@ fn failing_connects_leave_nothing(url: &str, server: SocketAddr, timeout: Durati
                     fork().unwrap_or_else(|| {
                         leave(|| {
                             // What the parent shuts down is dead within moments; what it forgets stays.
-                            let until = Instant::now() + testing::patience() / 8;
+                            let until = Instant::now() + testing::patience() / 2;
                             while live_to(server) > 0 {
                                 assert!(Instant::now() < until, "a live connection of the parent's");
                                 thread::yield_now();
