@@ -25,7 +25,9 @@ pub(super) fn socket_of(conn: &Connection, expected: Option<RawFd>) -> RedisResu
         }
         hits = match socket::with_receive_timeout(mark) {
             Ok(hits) => hits,
-            Err(why) => return Ok(Err(format!("finding the socket of a redis connection needs /proc: {why}"))),
+            Err(why) => {
+                return Ok(Err(format!("finding the socket of a redis connection needs /proc/thread-self/fd: {why}")));
+            }
         };
         if let [fd] = hits[..] {
             return Ok(Ok(fd));

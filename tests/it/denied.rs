@@ -138,7 +138,7 @@ fn without_proc_a_socket_that_is_not_where_it_was_expected_is_refused() {
             });
             drop(takes_numbers);
             let error = refused.unwrap();
-            assert!(error.is_unprotected() && error.to_string().contains("/proc/self/fd"), "{error}");
+            assert!(error.is_unprotected() && error.to_string().contains("/proc/thread-self/fd"), "{error}");
             assert_eq!(pool.state().connections, 0);
             redis.wait_until("the refused session has ended", |open| open.is_empty());
             PrivateRedis::session(&pool);
