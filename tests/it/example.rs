@@ -5,14 +5,18 @@ use forksafe::testing::{clean_process, descriptors, patience, wait_until};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-/// Where cargo puts the examples of the build that this program is of.
+/// Where cargo puts the examples of the build that this program is of. `cargo test --test it` alone does not build them.
 fn program() -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let program = tests.ancestors().nth(2).unwrap().join("examples/prefork_server");
-    assert!(program.is_file(), "{} is not built: cargo build --all-features --examples", program.display());
+    let modified = |path: &Path| path.metadata().and_then(|file| file.modified());
+    let source = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/prefork_server")).unwrap();
+    let newest = source.map(|file| modified(&file.unwrap().path()).unwrap()).max().unwrap();
+    let is_current = modified(&program).is_ok_and(|built| built >= newest);
+    assert!(is_current, "{} has to be built: cargo build --all-features --examples", program.display());
     program
 }
 
@@ -75,7 +79,7 @@ impl Client {
 
     fn answer(&mut self) -> Answer {
         let mut head = Vec::new();
-        while head.last().is_none_or(|line| line != "") {
+        while head.last().is_none_or(|line: &String| !line.is_empty()) {
             let mut line = String::new();
             assert_ne!(self.0.read_line(&mut line).expect("an answer"), 0, "closed without an answer, after {head:?}");
             head.push(line.trim_end().to_lowercase());
