@@ -44,7 +44,7 @@
 //! | | |
 //! | --- | --- |
 //! | [`Pool`], [`Builder`], [`PooledConnection`] | shaped after r2d2 |
-//! | [`ManageConnection`], [`Attempt`], [`Deadline`] | what a driver implements; one line makes an `AsFd` client safe |
+//! | [`ManageConnection`], [`Attempt`], [`Deadline`] | what a driver implements; one line makes an `AsFd` client safe. [`wrap`] says how |
 //! | [`fork`] | without the pool: [`fork::PerProcess`] for anything that a child must make anew, [`fork::Guarded`] and [`fork::Registration`] for clients of your own, [`fork::on_child`] |
 //! | feature `redis` | `impl ManageConnection for redis::Client`, and `redis::RedisManager` with options |
 //! | feature `postgres` | `postgres::PostgresManager`, for `postgres::Client`s |
@@ -54,8 +54,8 @@
 //!
 //! # Unsafe code
 //!
-//! It is in the fork layer (`src/fork/`: `sys`, `page`, `registry`, `per_process`, `hooks`, `socket`, `probe`, `signal_pipe`,
-//! and `mod` for `pthread_atfork`), in the pool's array of slots (`src/pool/rack.rs`), and in the testing kit, which forks.
+//! It is in the fork layer (`src/fork/`), in the pool's array of slots (`src/pool/slots.rs`), and in the testing kit, which
+//! forks. What runs in a child at birth is in `src/fork/handler/`, which imports nothing from outside.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]

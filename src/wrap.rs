@@ -1,1 +1,110 @@
-//! How to make a manager of a client of your own, or of another crate's.
+//! How to make a manager of a client of your own, or of another crate's. (Documentation only.)
+//!
+//! A manager has to do three things: [connect](crate::ManageConnection::connect), [test](crate::ManageConnection::is_valid), and say
+//! whether a connection [has broken](crate::ManageConnection::has_broken). That is r2d2's trait. What makes it safe from a fork is a
+//! fourth: the pool has to know the *descriptors* of each connection, or a child cannot drop them. What nobody names is never
+//! silent: [`State::unknown_descriptors`](crate::State::unknown_descriptors) counts it, and
+//! [`Builder::require_known_descriptors`](crate::Builder::require_known_descriptors) makes it an error.
+//!
+//! # A client that lends its descriptor (`AsFd`)
+//!
+//! One line, [`ManageConnection::socket`](crate::ManageConnection::socket):
+//!
+//! ```
+//! # use forksafe::ManageConnection;
+//! # use std::{io, net::TcpStream};
+//! use std::os::fd::{AsFd, BorrowedFd};
+//! # struct Plain;
+//! # impl ManageConnection for Plain {
+//! #     type Connection = TcpStream;
+//! #     type Error = io::Error;
+//! #     fn connect(&self) -> io::Result<TcpStream> { TcpStream::connect("127.0.0.1:1") }
+//! #     fn is_valid(&self, _: &mut TcpStream) -> io::Result<()> { Ok(()) }
+//! #     fn has_broken(&self, _: &mut TcpStream) -> bool { false }
+//! fn socket<'c>(&self, conn: &'c TcpStream) -> Option<BorrowedFd<'c>> {
+//!     Some(conn.as_fd())
+//! }
+//! # }
+//! ```
+//!
+//! # A client that shows a number (`AsRawFd`), or has several descriptors
+//!
+//! [`ManageConnection::descriptors`](crate::ManageConnection::descriptors), with
+//! [`Descriptors::of_raw`](crate::fork::Descriptors::of_raw) and [`and`](crate::fork::Descriptors::and):
+//!
+//! ```
+//! # use forksafe::ManageConnection;
+//! # use std::{io, net::TcpStream};
+//! use forksafe::fork::Descriptors;
+//! use std::os::fd::AsRawFd;
+//! # struct Plain;
+//! # impl ManageConnection for Plain {
+//! #     type Connection = TcpStream;
+//! #     type Error = io::Error;
+//! #     fn connect(&self) -> io::Result<TcpStream> { TcpStream::connect("127.0.0.1:1") }
+//! #     fn is_valid(&self, _: &mut TcpStream) -> io::Result<()> { Ok(()) }
+//! #     fn has_broken(&self, _: &mut TcpStream) -> bool { false }
+//! fn descriptors(&self, conn: &TcpStream) -> Descriptors {
+//!     Descriptors::of_raw(conn.as_raw_fd())
+//! }
+//! # }
+//! ```
+//!
+//! Only sockets and pipes can be protected: a file that is opened twice cannot be told from itself.
+//!
+//! # A client that hides its descriptor
+//!
+//! Often its driver takes a stream that you have opened: publish that one, through the attempt, before the driver says its
+//! first word ([`Attempt::own`](crate::Attempt::own)). Then a fork in the middle of the login finds it, and a login that fails
+//! leaves no live copy of its socket in any child:
+//!
+//! ```
+//! # use forksafe::{Attempt, ManageConnection};
+//! # use std::{io, net::{SocketAddr, TcpStream}};
+//! use forksafe::fork::Descriptors;
+//! # struct Client(TcpStream);
+//! # impl Client { fn login(stream: TcpStream) -> io::Result<Self> { Ok(Self(stream)) } }
+//! # struct Opaque(SocketAddr);
+//! # impl ManageConnection for Opaque {
+//! #     type Connection = Client;
+//! #     type Error = io::Error;
+//! #     fn connect(&self) -> io::Result<Client> { unreachable!() }
+//! #     fn is_valid(&self, _: &mut Client) -> io::Result<()> { Ok(()) }
+//! #     fn has_broken(&self, _: &mut Client) -> bool { false }
+//! fn connect_within(&self, at: &mut Attempt) -> io::Result<Client> {
+//!     let stream = TcpStream::connect_timeout(&self.0, at.deadline().socket_timeout()?)?;
+//!     at.own(Descriptors::of(&stream));
+//!     Client::login(stream)
+//! }
+//! # }
+//! ```
+//!
+//! If it cannot be had, say [`Descriptors::unknown`](crate::fork::Descriptors::unknown), which is the default: the client is
+//! abandoned in a child, its socket stays open there, and what was borrowed from it is not protected.
+//!
+//! # A client without sockets
+//!
+//! [`Descriptors::none`](crate::fork::Descriptors::none) says that nothing of it reaches outside the process. A database in a
+//! file (SQLite) does: its locks belong to a process, and a child that closes what it inherited drops its parent's. For those,
+//! [`Pool::disconnect`](crate::Pool::disconnect) before the fork, with nothing lent.
+//!
+//! # Deadlines
+//!
+//! `get` returns in time only if the manager does. `connect_within`, `is_valid_within`, `reset` and `goodbye` are told until
+//! when; [`Deadline::socket_timeout`](crate::Deadline::socket_timeout) is what `set_read_timeout` takes.
+//! [`Attempt::dial`](crate::Attempt::dial) tries the addresses of a host one after the other, looks the name up where that cannot
+//! hang, and shares the time. [`Deadline::socket`](crate::Deadline::socket) names the connection's descriptor to those whose
+//! client hides it. [`Attempt::new`](crate::Attempt::new) is for your tests.
+//!
+//! # A manager around one of ours
+//!
+//! A newtype over `redis::Client` or `PostgresManager` (to run a command after each connect, say) is protected when its
+//! `connect` calls theirs: the attempt of the pool is [known to the thread](crate::Attempt::current). To keep everything else,
+//! delegate `connect_within`, `is_valid_within`, `descriptors`, `on_unread`, `resets`, `reset`, `goodbye`, `classify`, `hosts` and
+//! `target`, too; `#[deny(clippy::missing_trait_methods)]` on the `impl` sees to it that none is forgotten.
+//!
+//! # A client that is replaced in place
+//!
+//! `*conn = reconnect()?` and `mem::swap` of two guards put a client where the pool has published another. A manager with
+//! `socket` notices at the return, any manager at the next test; from then on the new one is protected. If you may fork before
+//! that, call [`PooledConnection::republish`](crate::PooledConnection::republish).

@@ -128,6 +128,7 @@ mod loom_tests {
             let made = Arc::new(AtomicUsize::new(0));
             let counts = Arc::clone(&made);
             let value = Arc::new(Cell::new());
+            value.newest.load(); // Made before there are two threads: see `Head`.
             let make = move || match counts.fetch_add(1, SeqCst) {
                 0 if fails_first => Err(()),
                 n => Ok(n),

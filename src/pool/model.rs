@@ -7,10 +7,13 @@ use crate::Deadline;
 use crate::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use loom::thread;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::cell::Cell;
 
-/// Whether the first in line is handed what comes back, however short it has waited. (Time does not pass in a model.)
-pub(super) static HANDS_OVER: AtomicBool = AtomicBool::new(false);
+thread_local! {
+    /// Whether the first in line is handed what comes back, however short it has waited. (Time does not pass in a model; and all
+    /// its threads run on one.)
+    pub(super) static HANDS_OVER: Cell<bool> = const { Cell::new(false) };
+}
 
 /// A connection that keeps its bag alive, and notices when it is held twice.
 struct Item {
@@ -68,7 +71,7 @@ fn also(shared: &Shared, does: fn(&Shared)) -> thread::JoinHandle<()> {
 /// With and without hand-over.
 fn model(run: impl Fn() + Send + Sync + Copy + 'static) {
     for hands_over in [false, true] {
-        HANDS_OVER.store(hands_over, Relaxed);
+        HANDS_OVER.set(hands_over);
         loom::model(run);
     }
 }
