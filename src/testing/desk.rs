@@ -48,13 +48,19 @@ impl Desk {
     /// One thread for all clients. One for each would come and go while the tests fork, and the standard library has a
     /// lock for that which a child can inherit locked.
     pub(super) fn serve(&self, listener: &Listener, openers: &Openers) {
+        // Kept: a child that is made without fork handlers gets the allocator's locks as they are, so this thread allocates
+        // nothing once it has answered.
+        let mut ready = Vec::new();
         let mut next_id = 1;
         while !self.stopping.load(Relaxed) {
-            let mut ready: Vec<libc::pollfd> = {
+            {
                 let state = self.state.lock();
-                let listens = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-                [listens].into_iter().chain(state.clients.iter().map(Client::wants)).collect()
-            };
+                ready.clear();
+                ready.push(libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+                ready.extend(state.clients.iter().map(Client::wants));
+                // Room for the next one, too.
+                ready.reserve(1);
+            }
             // SAFETY: the pointer and the length are those of a vector of ours. Nobody else closes what is asked about.
             unsafe { libc::poll(ready.as_mut_ptr(), ready.len() as libc::nfds_t, -1) };
             let mut state = self.state.lock();

@@ -8,9 +8,8 @@ use super::stream::Stream;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 
-/// With more children than these nobody is asked: the look into the tables of all of them, at each connection, would hold up
-/// every one. Then who writes first counts as the opener.
-const CROWD: usize = 16;
+/// More processes than this are not looked into at each connection: it would take as long as the connection.
+const MOST: usize = 16;
 
 /// A process that opened a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,16 +63,16 @@ impl Openers {
                 .map(|pid| Opener { name: proc::name_of(pid).unwrap_or_else(|| pid.to_string()), is_certain: true }),
             Stream::Tcp(stream) => {
                 let socket = self.inode(stream.peer_addr().ok()?, stream.local_addr().ok()?)?;
-                if holds(me, socket) {
+                if holds_here(socket) {
                     // It was there before the server, so it has inherited no connection to it.
                     let name = proc::name_of(me)?;
                     return (!launched::somebody_shares_the_table()).then_some(Opener { name, is_certain: true });
                 }
-                let family = descendants(me);
-                if family.len() > CROWD {
+                let descendants = descendants(me);
+                if descendants.len() > MOST {
                     return None;
                 }
-                let holders = family.into_iter().filter(|pid| holds(*pid, socket)).collect::<Vec<_>>();
+                let holders = descendants.into_iter().filter(|pid| holds(*pid, socket)).collect::<Vec<_>>();
                 if holders.is_empty() {
                     let all = Process::all().unwrap_or_default().into_iter().map(|process| process.pid);
                     return oldest(all.filter(|pid| holds(*pid, socket)).collect());
@@ -123,6 +122,13 @@ fn peer_of(accepted: &Stream) -> Option<u32> {
         )
     };
     u32::try_from(peer.pid).ok().filter(|pid| known == 0 && *pid != 0)
+}
+
+/// This process. Looked at by number: it may hold hundreds.
+fn holds_here(socket: u64) -> bool {
+    let all = std::fs::read_dir("/proc/thread-self/fd").into_iter().flatten().flatten();
+    let mut numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.any(|fd| proc::inode(fd) == socket)
 }
 
 fn holds(pid: u32, socket: u64) -> bool {

@@ -76,13 +76,16 @@ impl Relay {
 
     /// One thread for all connections, for the reason that the witness has one.
     pub(super) fn serve(&self, listener: &Listener) {
+        // Kept, as in the witness.
+        let mut ready = Vec::new();
         let mut next_id = 1;
         while !self.stopping.load(Relaxed) {
-            let (mut ready, wait) = {
+            let wait = {
                 let state = self.state.lock();
-                let listens = pollfd(listener.as_raw_fd(), libc::POLLIN);
-                let wires = state.wires.iter().flat_map(|wire| [wire.client.wants(), wire.server.wants()]);
-                ([listens].into_iter().chain(wires).collect::<Vec<_>>(), state.until_next_piece())
+                ready.clear();
+                ready.push(pollfd(listener.as_raw_fd(), libc::POLLIN));
+                ready.extend(state.wires.iter().flat_map(|wire| [wire.client.wants(), wire.server.wants()]));
+                state.until_next_piece()
             };
             // SAFETY: the pointer and the length are those of a vector of ours. Nobody else closes what is asked about.
             unsafe { libc::poll(ready.as_mut_ptr(), ready.len() as libc::nfds_t, wait) };

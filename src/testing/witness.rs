@@ -172,7 +172,7 @@ impl Drop for Witness {
 
 impl Seen {
     /// Who opened it, by pid and time of start; of one that had gone by then the pid alone. `None` if the kernel does not
-    /// tell: over tcp there is only `/proc` to ask, and the client may have gone.
+    /// tell: over tcp there is only `/proc` to ask. The client may have gone, or this process have more than 16 descendants.
     pub fn opened_by(&self) -> Option<&str> {
         self.opener.as_ref().map(|opener| &*opener.name)
     }

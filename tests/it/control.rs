@@ -11,7 +11,7 @@ use std::time::Instant;
 enum Came {
     Passed,
     Failed,
-    /// It took longer than a test may.
+    /// It took longer than a test may, and no claim of it had failed.
     Hung,
 }
 
@@ -43,7 +43,14 @@ fn run(tests: &[&str], setting: &str) -> Vec<Run> {
                     assert!(!text.contains("running 0 tests"), "there is no test {test}");
                     let came = match output.status.success() {
                         true => Came::Passed,
-                        false if text.contains(" took longer than ") => Came::Hung,
+                        // Where a claim has failed, and the threads of others keep it from its end, it has failed.
+                        false
+                            if text
+                                .split_once(" and was ended:")
+                                .is_some_and(|(_, text)| !text.contains(" panicked at ")) =>
+                        {
+                            Came::Hung
+                        }
                         false => Came::Failed,
                     };
                     let (how, took) = (if output.status.success() { "passed" } else { "failed" }, begun.elapsed());
