@@ -73,7 +73,9 @@ impl Dialogue {
                 conn.set_read_timeout(Some(READ))?;
             }
             None => {
+                // Both: to send is to shake hands, the first time.
                 conn.set_write_timeout(Some(time_left(self.deadline)?))?;
+                conn.set_read_timeout(Some(time_left(self.deadline)?))?;
                 conn.send_packed_command(&packed)?;
             }
         }

@@ -4,7 +4,7 @@ use super::Driver;
 use super::dialogue::{Dialogue, Last};
 use super::knowledge::{Knowledge, Level};
 use super::question::{self, Proof, Question, Verdict, is_trouble, subscribed};
-use super::safe::{is_interrupted, out_of_step, shown};
+use super::safe::{is_interrupted, out_of_step};
 use crate::Deadline;
 use crate::fork::socket;
 use ::redis::{Cmd, Connection, ErrorKind, RedisResult, Value, cmd};
@@ -188,11 +188,7 @@ impl Driver<'_> {
         let others = asked.len() - usize::from(proof.is_some());
         for (question, reply) in asked.iter().zip(&answer.replies).take(others) {
             match reply {
-                Some(Value::ServerError(error)) if question.optional.is_none() && !question.is_casual => {
-                    if !is_trouble(error) {
-                        return Err(shown(error));
-                    }
-                }
+                Some(Value::ServerError(error)) if is_trouble(error) => {}
                 Some(Value::ServerError(error)) => question.judge(error, self.knowledge())?,
                 _ => {}
             }
