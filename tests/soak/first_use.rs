@@ -12,10 +12,6 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::thread;
 
-/// Off: a process whose first use raced with a fork counts forks wrongly ever after (a known defect), so each of its
-/// connects is made eight times.
-pub(crate) const UNDER_FORKS: bool = false;
-
 pub(crate) const OPTION: &str = "--first-use";
 
 /// How often it has connected.

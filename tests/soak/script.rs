@@ -87,7 +87,7 @@ impl Script {
         let delay = Duration::from_micros(if rng.bool() { 0 } else { rng.u64(..3000) });
         // The tap's thread allocates, and only libc's fork puts that in order.
         let weather = (way.runs_handlers() && rng.u8(..6) == 0).then(|| choose(rng, &Weather::ALL));
-        let first_use = (first_use::UNDER_FORKS && rng.u8(..8) == 0).then(|| rng.u64(..));
+        let first_use = (rng.u8(..8) == 0).then(|| rng.u64(..));
         Self { way, held, in_a_transaction, delay, acts, end, weather, first_use, is_inspected }
     }
 

@@ -8,10 +8,6 @@ use postgres::NoTls;
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-/// Whether busy threads of the parent have failing connects, too, while it forks. Off: a failed connect that overlaps a fork
-/// still leaves a live socket in the child (a known defect), and an inspected child is then found with it.
-pub(crate) const FAILING_CONNECTS_IN_THE_PARENT: bool = false;
-
 /// For whom nobody has to wait long.
 const SHORT: Duration = Duration::from_millis(100);
 

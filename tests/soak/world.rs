@@ -1,6 +1,6 @@
 //! The servers, the pools, and what is known of their sessions.
 
-use crate::trouble::{FAILING_CONNECTS_IN_THE_PARENT, Ill, Trouble};
+use crate::trouble::{Ill, Trouble};
 use fastrand::Rng;
 use forksafe::postgres::PostgresManager;
 use forksafe::testing::{self, PrivatePostgres, PrivateRedis, SocketState, Witness, WitnessClient, WitnessManager};
@@ -176,7 +176,7 @@ impl World {
                 if rng.u8(..) < 4 {
                     self.pools.disconnect();
                 }
-                if FAILING_CONNECTS_IN_THE_PARENT && rng.u8(..) < 64 {
+                if rng.u8(..) < 64 {
                     self.pools.trouble.meet([Ill::Refused, Ill::WrongDatabase, Ill::NoDatabase][rng.usize(..3)]);
                 }
                 drop(at_work);
