@@ -63,6 +63,8 @@ pub fn enter() -> Generation {
 /// A hook may fork. The child that comes out of it runs the other hooks, but not the one in whose middle it was forked: that one
 /// goes on there as it does in its parent. (If it ran it again, it would fork again, without end.)
 ///
+/// Hooks are kept for ever: one that holds a [`Pool`](crate::Pool) keeps it open. Give it a [`WeakPool`](crate::WeakPool).
+///
 /// A hook that panics is reported on standard error and skipped. Rather have it not panic: the program's panic hook comes
 /// first, and std's own takes the lock of standard error, which a thread of the parent's may have held at the fork; then the child waits
 /// for ever.

@@ -55,7 +55,14 @@ impl<M: ManageConnection> Shared<M> {
     ) -> Result<PooledConnection<M>, Error> {
         let call = Call::new(timeout);
         loop {
-            let local = self.local(&call)?;
+            let local = match self.local(&call) {
+                Ok(local) => local,
+                Err(why) => {
+                    // Closed since, perhaps: what was taken goes the way of all others.
+                    idle.into_iter().for_each(|(slot, conn)| self.check_in(slot, conn));
+                    return Err(why);
+                }
+            };
             let here = fork::generation();
             let taken = match idle.take() {
                 Some((slot, conn)) => Taken::Idle(slot, conn),

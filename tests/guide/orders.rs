@@ -23,7 +23,7 @@ fn a_socket_that_two_processes_write_on_carries_a_mixture() {
         steps.wait_for("another line is written");
         stream.write_all(end).expect("the other half");
         child.join();
-        witness.wait_until("both lines are there", |seen| seen[&1].garbled.len() >= 2);
+        witness.wait_until("both lines are there", |seen| seen.get(&1).is_some_and(|one| one.garbled.len() >= 2));
         assert_eq!(witness.violations(), Vec::<String>::new());
     });
 }

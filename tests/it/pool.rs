@@ -580,3 +580,26 @@ fn what_comes_back_at_a_waiters_deadline_is_not_lost() {
         }
     });
 }
+
+/// Somebody has just taken an idle connection, and has not looked at it yet, when the pool is closed: it is not lost.
+#[test]
+fn a_connection_that_is_taken_while_the_pool_closes_is_closed() {
+    clean_process(|| {
+        for round in 0..300 {
+            let pool = Pool::builder().max_size(2).build(Numbers::default()).unwrap();
+            pool.warm_up(2).unwrap();
+            let begun = Barrier::new(3);
+            thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        begun.wait();
+                        while pool.get().is_ok() {}
+                    });
+                }
+                begun.wait();
+                pool.close_timeout(testing::patience()).unwrap_or_else(|error| panic!("round {round}: {error}"));
+            });
+            assert_eq!(pool.state().connections, 0, "round {round}");
+        }
+    });
+}

@@ -9,7 +9,7 @@ use std::mem;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn ask(client: &mut Client, question: &str) -> String {
     client.query_one(question, &[]).unwrap().get(0)
@@ -119,10 +119,16 @@ fn it_does_not_outlive_who_started_it() {
         });
         let (processes, folder) = child.join();
         let traces = Traces { processes, folder };
-        let until = Instant::now() + patience();
+        let until = Instant::now() + patience() * 3;
         while !traces.running().is_empty() || traces.has_shared_memory() {
-            assert!(Instant::now() < until, "still running: {:?}", traces.running());
-            thread::yield_now();
+            let states = traces.running().into_iter().map(|pid| fs::read_to_string(format!("/proc/{pid}/status")));
+            assert!(
+                Instant::now() < until,
+                "still there, with shared memory: {}; {:#?}",
+                traces.has_shared_memory(),
+                states.collect::<Vec<_>>()
+            );
+            thread::sleep(Duration::from_millis(1));
         }
         fs::remove_dir_all(traces.folder).unwrap();
     });
