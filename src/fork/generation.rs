@@ -56,7 +56,7 @@ impl fmt::Display for Origin {
 /// The generation of this process. About a nanosecond: one load from a page that the kernel wipes in a child.
 ///
 /// The first call in a child that was made without libc's `fork` drops the inherited descriptors. It runs no
-/// [`on_child`] hooks: [`enter`], the pool and [`PerProcess`] do.
+/// [`on_child`](super::on_child) hooks: [`enter`](super::enter), the pool and [`PerProcess`](super::PerProcess) do.
 ///
 /// ```
 /// let here = forksafe::fork::generation();

@@ -53,12 +53,12 @@ pub fn enter() -> Generation {
 
 /// Runs `hook` once in every child made from here on.
 ///
-/// It runs on the thread that first uses this crate there (a pool, a [`PerProcess`], [`enter`](super::enter)), before
+/// It runs on the thread that first uses this crate there (a pool, a [`PerProcess`](super::PerProcess), [`enter`](super::enter)), before
 /// that use is served and outside any `fork` handler, so it may do what it likes: use pools, take locks of the child's
 /// own, start threads. The hooks of a child run in the order of their registration, each once, and are inherited by its
 /// own children. That thread's own uses inside a hook are served at once; a pool's `get` on another thread waits
 /// until the hooks are through or its timeout ends (a hook that joins a thread which uses a pool waits for that).
-/// [`PerProcess`] and [`enter`](super::enter) on another thread do not wait.
+/// [`PerProcess`](super::PerProcess) and [`enter`](super::enter) on another thread do not wait.
 ///
 /// A hook may fork. The child that comes out of it runs the other hooks, but not the one in whose middle it was forked: that one
 /// goes on there as it does in its parent. (If it ran it again, it would fork again, without end.)

@@ -45,6 +45,7 @@ pub(crate) use guarded::Goodbye;
 pub use guarded::{Guarded, Inherited};
 #[cfg_attr(not(feature = "postgres"), allow(unused_imports, reason = "for drivers that hide an event loop"))]
 pub(crate) use handler::event_loop;
+#[allow(unused_imports, reason = "for drivers, whose features may be off")]
 use handler::sys;
 #[cfg(feature = "testing")]
 pub(crate) use handler::{control, is_fallback};
