@@ -81,7 +81,7 @@ fn a_hang_is_shown_where_it_is_and_ended_with_all_that_hangs_with_it() {
         } else {
             assert!(at.contains("with gdb installed"), "{at}");
         }
-        testing::wait_until("the grandchild has ended", || !kit::is_alive(grandchild));
+        testing::wait_until("the grandchild has ended", || kit::has_ended(grandchild));
     });
 }
 

@@ -146,6 +146,13 @@ pub(crate) fn is_alive(pid: u32) -> bool {
     unsafe { libc::kill(pid as i32, 0) == 0 }
 }
 
+/// Whether it runs no more, though perhaps nobody has waited for it yet: whoever takes in orphans on this machine may take his
+/// time.
+pub(crate) fn has_ended(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_none_or(|rest| rest.is_empty() || rest.trim_start().starts_with('Z'))
+}
+
 /// Whether two processes' descriptors are one open file: what one does to it the other sees.
 pub(crate) fn are_same_file(pid: u32, fd: RawFd, other_pid: u32, other_fd: RawFd) -> bool {
     const KCMP_FILE: libc::c_int = 0;
