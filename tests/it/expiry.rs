@@ -96,7 +96,7 @@ fn siblings_do_not_expire_together() {
                     advance_clock(lifetime * 90 / 100);
                     // In steps of a thousandth: when has each been replaced?
                     let mut ends = Vec::new();
-                    for step in 0..100_u64 {
+                    for step in 0..102_u64 {
                         let before = pool.manager().opened.load(SeqCst);
                         fill(&pool, 5);
                         ends.extend(vec![step; (pool.manager().opened.load(SeqCst) - before) as usize]);
