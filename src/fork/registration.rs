@@ -172,17 +172,6 @@ impl Registration {
         self.first.map(Entry::descriptor).is_none_or(|(fd, identity)| sys::is(fd, identity))
     }
 
-    /// Whether these are the descriptors that are registered, and are still what they were then. Unknown ones are equal to
-    /// unknown ones.
-    #[allow(dead_code, reason = "for the pool")]
-    pub(crate) fn matches(&self, descriptors: &Descriptors) -> bool {
-        let registered = self.entries().map(Entry::descriptor);
-        let same = |((fd, identity), one): ((RawFd, Identity), Named)| fd == one.fd && sys::is(fd, identity);
-        self.known == descriptors.known
-            && self.entries().count() == descriptors.iter().count()
-            && registered.zip(descriptors.iter()).all(same)
-    }
-
     /// Several as one. None at all counts as unknown.
     pub(crate) fn merge(mut parts: Vec<Self>) -> Self {
         if parts.len() == 1 {
