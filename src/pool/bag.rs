@@ -12,6 +12,7 @@
 use super::clock::Coarse;
 use super::queue::{Queue, Told, Waiter};
 use super::slots::Slots;
+use super::typical::Typical;
 use crate::Deadline;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, yield_now};
 use std::cell::Cell;
@@ -55,6 +56,8 @@ pub(super) struct Bag<T> {
     emptied: Condvar,
     /// Until then no vacant slot is given out: the server has no room, or is away.
     gate: AtomicU64,
+    /// How long a thread takes to wake up when it is told something.
+    lag: Typical,
 }
 
 enum Joined<T> {
@@ -69,6 +72,7 @@ impl<T> Bag<T> {
             queue: Mutex::new(Queue::new()),
             emptied: Condvar::new(),
             gate: AtomicU64::new(0),
+            lag: Typical::default(),
         }
     }
 
@@ -91,13 +95,13 @@ impl<T> Bag<T> {
         };
         loop {
             let is_shut = Cell::new(false);
-            match waiter.wait(|| wish.deadline.sooner(self.gate_opens(&is_shut))) {
+            match waiter.wait(|| wish.deadline.sooner(self.gate_opens(&is_shut)), &self.lag) {
                 Told::Given(taken) => return Ok(taken),
                 Told::Refused(why) => return Err(why),
                 Told::Nothing if wish.deadline.is_over() => return self.leave(&waiter),
                 // Told to look, or the gate has opened.
-                told => {
-                    if let Some(taken) = self.look(&waiter, wish, matches!(told, Told::Look)) {
+                Told::Look | Told::Nothing => {
+                    if let Some(taken) = self.look(&waiter, wish) {
                         return Ok(taken);
                     }
                 }
@@ -164,15 +168,11 @@ impl<T> Bag<T> {
     }
 
     /// A thread in line looks for itself.
-    fn look(&self, waiter: &Arc<Waiter<T>>, wish: Wish, was_told: bool) -> Option<Taken<T>> {
+    fn look(&self, waiter: &Arc<Waiter<T>>, wish: Wish) -> Option<Taken<T>> {
         let mut queue = self.lock();
-        let told = waiter.take_told();
-        if was_told || matches!(told, Told::Look) {
-            queue.waking = false;
-        }
-        let taken = match told {
+        let taken = match waiter.take_told() {
             // Between the wait and the lock.
-            Told::Given(taken) => Some(taken),
+            Told::Given(taken) => return Some(taken),
             Told::Refused(why) => {
                 waiter.tell(Told::Refused(why));
                 return None;
@@ -181,6 +181,8 @@ impl<T> Bag<T> {
         };
         if taken.is_some() {
             queue.remove(waiter);
+        } else {
+            queue.recall(waiter);
         }
         self.settle(&mut queue);
         taken
@@ -189,13 +191,11 @@ impl<T> Bag<T> {
     /// Its time is over.
     fn leave(&self, waiter: &Arc<Waiter<T>>) -> Result<Taken<T>, Refusal> {
         let mut queue = self.lock();
-        queue.remove(waiter);
         match waiter.take_told() {
             Told::Given(taken) => return Ok(taken),
             Told::Refused(why) => return Err(why),
-            // It was told to look and will not: somebody else has to.
-            Told::Look => queue.waking = false,
-            Told::Nothing => {}
+            // If it was told to look and will not, somebody else has to.
+            Told::Look | Told::Nothing => queue.remove(waiter),
         }
         self.settle(&mut queue);
         Err(Refusal::Timeout)
@@ -203,7 +203,7 @@ impl<T> Bag<T> {
 
     /// Under the lock: if nobody in line has been told to look, tells somebody, or makes every slot WANTED.
     fn settle(&self, queue: &mut Queue<T>) {
-        if queue.waking || queue.line.is_empty() {
+        if queue.has_scout() || queue.line.is_empty() {
             return;
         }
         for (_, slot) in self.slots.iter() {
@@ -215,15 +215,13 @@ impl<T> Bag<T> {
                 } else {
                     None
                 };
-                let Some(who) = who else {
+                let Some(who) = who.map(Arc::clone) else {
                     if slot.want() || slot.spare() {
                         break;
                     }
                     continue;
                 };
-                who.tell(Told::Look);
-                queue.waking = true;
-                return;
+                return queue.send(&who);
             }
         }
     }
@@ -238,23 +236,18 @@ impl<T> Bag<T> {
         }
         let slot = self.slots.slot(number);
         let now = Instant::now();
-        let bound = queue.check_in(now);
-        match queue.line.front() {
+        let bound = queue.bound(self.slots.size(), self.lag.time());
+        match queue.line.front().map(Arc::clone) {
             None => slot.put_idle(connection),
             Some(first) if now.saturating_duration_since(first.since) >= bound => {
-                if let Some(first) = queue.line.pop_front() {
-                    let was_told = first.tell(Told::Given(Taken::Idle(number, connection)));
-                    queue.waking &= !was_told;
-                    if was_told {
-                        self.settle(&mut queue);
-                    }
+                if queue.give(0, Taken::Idle(number, connection)) {
+                    self.settle(&mut queue);
                 }
             }
             Some(first) => {
                 slot.put_idle(connection);
-                if !queue.waking {
-                    first.tell(Told::Look);
-                    queue.waking = true;
+                if !queue.has_scout() {
+                    queue.send(&first);
                 }
             }
         }
@@ -277,12 +270,8 @@ impl<T> Bag<T> {
         // To connect takes long: there is nothing to be won by leaving it to who comes by.
         match queue.line.iter().position(|waiter| self.may_connect(waiter.connect_by)) {
             Some(place) if self.pass_gate() => {
-                if let Some(waiter) = queue.line.remove(place) {
-                    let was_told = waiter.tell(Told::Given(Taken::Vacant(number)));
-                    queue.waking &= !was_told;
-                    if was_told {
-                        self.settle(&mut queue);
-                    }
+                if queue.give(place, Taken::Vacant(number)) {
+                    self.settle(&mut queue);
                 }
             }
             _ => {
@@ -359,7 +348,8 @@ impl<T> Bag<T> {
                 slot.put_gone();
             }
         }
-        for waiter in queue.line.drain(..) {
+        while let Some(waiter) = queue.line.pop_front() {
+            queue.recall(&waiter);
             waiter.tell(Told::Refused(Refusal::Closed));
         }
         self.emptied.notify_all();

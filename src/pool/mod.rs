@@ -20,6 +20,7 @@ mod queue;
 mod shared;
 #[allow(unsafe_code, reason = "the array of slots is the one other place for it")]
 mod slots;
+mod typical;
 mod validate;
 
 pub use attempt::{Attempt, Dial, DialError, Target};

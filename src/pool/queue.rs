@@ -1,18 +1,19 @@
 //! The line of those who wait, and what each of them is told.
 
 use super::bag::{Refusal, Taken};
+use super::typical::Typical;
 use crate::Deadline;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 pub(super) struct Queue<T> {
     pub(super) closed: bool,
-    /// One of those in line has been told to look, and has not done so yet.
-    pub(super) waking: bool,
+    /// Who in line has been told to look for itself, and has not done so yet.
+    scout: Option<Arc<Waiter<T>>>,
     pub(super) line: VecDeque<Arc<Waiter<T>>>,
-    pace: Pace,
 }
 
 /// A thread in line.
@@ -20,13 +21,18 @@ pub(super) struct Waiter<T> {
     pub(super) since: Instant,
     /// Until when it has the time to make a connection.
     pub(super) connect_by: Deadline,
-    told: Mutex<Told<T>>,
+    told: Mutex<Message<T>>,
     is_told: Condvar,
+}
+
+struct Message<T> {
+    what: Told<T>,
+    sent: Instant,
 }
 
 pub(super) enum Told<T> {
     Nothing,
-    /// There may be something. Until it has looked, `Queue::waking` holds.
+    /// There may be something.
     Look,
     Given(Taken<T>),
     Refused(Refusal),
@@ -34,60 +40,95 @@ pub(super) enum Told<T> {
 
 impl<T> Queue<T> {
     pub(super) fn new() -> Self {
-        Self { closed: false, waking: false, line: VecDeque::new(), pace: Pace::default() }
+        Self { closed: false, scout: None, line: VecDeque::new() }
     }
 
     pub(super) fn join(&mut self, connect_by: Deadline) -> Arc<Waiter<T>> {
-        let (told, is_told) = (Mutex::new(Told::Nothing), Condvar::new());
-        let waiter = Arc::new(Waiter { since: Instant::now(), connect_by, told, is_told });
+        let since = Instant::now();
+        let (told, is_told) = (Mutex::new(Message { what: Told::Nothing, sent: since }), Condvar::new());
+        let waiter = Arc::new(Waiter { since, connect_by, told, is_told });
         self.line.push_back(Arc::clone(&waiter));
         waiter
     }
 
+    /// It has what it came for, or has lost patience.
     pub(super) fn remove(&mut self, waiter: &Arc<Waiter<T>>) {
         self.line.retain(|other| !Arc::ptr_eq(other, waiter));
+        self.recall(waiter);
     }
 
-    /// Something comes back: how long the first in line may have waited before it is handed over.
-    #[cfg_attr(all(test, forksafe_loom), allow(unused_variables, reason = "a model has no time"))]
-    pub(super) fn check_in(&mut self, now: Instant) -> Duration {
+    /// Hands over to who is at this place in line. Whether that was the scout.
+    pub(super) fn give(&mut self, place: usize, taken: Taken<T>) -> bool {
+        let Some(waiter) = self.line.remove(place) else { return false };
+        waiter.tell(Told::Given(taken));
+        self.recall(&waiter)
+    }
+
+    /// Whether somebody is on the way to look.
+    pub(super) fn has_scout(&self) -> bool {
+        self.scout.is_some()
+    }
+
+    pub(super) fn send(&mut self, waiter: &Arc<Waiter<T>>) {
+        self.scout = Some(Arc::clone(waiter));
+        waiter.tell(Told::Look);
+    }
+
+    /// Whether this was the scout. There is none now.
+    pub(super) fn recall(&mut self, waiter: &Arc<Waiter<T>>) -> bool {
+        self.scout.take_if(|scout| Arc::ptr_eq(scout, waiter)).is_some()
+    }
+
+    /// How long the first in line may have waited before it is handed what comes back.
+    pub(super) fn bound(&self, size: usize, lag: Duration) -> Duration {
         // A model has no time: what it does must not depend on it.
         #[cfg(all(test, forksafe_loom))]
         return if super::model::HANDS_OVER.get() { Duration::ZERO } else { Duration::MAX };
         #[cfg(not(all(test, forksafe_loom)))]
-        self.bound_at(now)
-    }
-
-    #[cfg_attr(all(test, forksafe_loom), allow(dead_code, reason = "a model has no time"))]
-    fn bound_at(&mut self, now: Instant) -> Duration {
-        self.pace.check_in(now, self.line.len());
-        self.pace.bound(self.line.len())
+        bound(self.line.len(), size, lag)
     }
 }
 
+/// To hand over leaves the connection unused for as long as the next thread takes to wake up. Everybody in line costs that
+/// once in each round; a round that lasts this many times longer loses a few hundredths by it.
+#[cfg_attr(all(test, forksafe_loom), allow(dead_code, reason = "a model has no time"))]
+const ROUND: u32 = 40;
+
+/// Nobody waits longer than this for the sake of the others' throughput.
+#[cfg_attr(all(test, forksafe_loom), allow(dead_code, reason = "a model has no time"))]
+const LONGEST: Duration = Duration::from_millis(10);
+
+#[cfg_attr(all(test, forksafe_loom), allow(dead_code, reason = "a model has no time"))]
+fn bound(waiting: usize, size: usize, lag: Duration) -> Duration {
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let round = lag.saturating_mul(number(waiting)) / number(size).max(1);
+    round.saturating_mul(ROUND).min(LONGEST)
+}
+
 impl<T> Waiter<T> {
-    /// Whether it had been told to look, and had not yet.
-    pub(super) fn tell(&self, what: Told<T>) -> bool {
-        let before = std::mem::replace(&mut *self.lock(), what);
+    pub(super) fn tell(&self, what: Told<T>) {
+        *self.lock() = Message { what, sent: Instant::now() };
         self.is_told.notify_one();
-        matches!(before, Told::Look)
     }
 
-    /// `until` may change while it waits.
-    pub(super) fn wait(&self, until: impl Fn() -> Deadline) -> Told<T> {
+    /// `until` may change while it waits. `lag` is told how long it took to wake up.
+    pub(super) fn wait(&self, until: impl Fn() -> Deadline, lag: &Typical) -> Told<T> {
         let mut told = self.lock();
         loop {
             let until = until();
-            if !matches!(*told, Told::Nothing) || until.is_over() {
-                return std::mem::replace(&mut *told, Told::Nothing);
+            if !matches!(told.what, Told::Nothing) || until.is_over() {
+                return mem::replace(&mut told.what, Told::Nothing);
             }
             told = until.wait(&self.is_told, told);
+            if !matches!(told.what, Told::Nothing) {
+                lag.note(told.sent.elapsed());
+            }
         }
     }
 
     /// What it was told and has not heard yet.
     pub(super) fn take_told(&self) -> Told<T> {
-        std::mem::replace(&mut *self.lock(), Told::Nothing)
+        mem::replace(&mut self.lock().what, Told::Nothing)
     }
 
     /// Has it look at the time again.
@@ -97,37 +138,7 @@ impl<T> Waiter<T> {
         self.is_told.notify_one();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Told<T>> {
+    fn lock(&self) -> MutexGuard<'_, Message<T>> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// How quickly connections come back while somebody waits.
-#[derive(Default)]
-struct Pace {
-    last: Option<Instant>,
-    gap: Duration,
-}
-
-impl Pace {
-    /// Whoever has waited for longer than this is handed the next one.
-    const SHORTEST: Duration = Duration::from_millis(1);
-    const LONGEST: Duration = Duration::from_millis(20);
-
-    fn check_in(&mut self, now: Instant, waiting: usize) {
-        if waiting == 0 {
-            self.last = None;
-            return;
-        }
-        if let Some(last) = self.last.replace(now) {
-            let gap = now.saturating_duration_since(last).min(Self::LONGEST);
-            self.gap = (self.gap * 7 + gap) / 8;
-        }
-    }
-
-    /// Twice what an ideal queue would make one wait: everybody ahead is served first.
-    fn bound(&self, waiting: usize) -> Duration {
-        let ideal = self.gap * u32::try_from(waiting).unwrap_or(u32::MAX);
-        (ideal * 2).clamp(Self::SHORTEST, Self::LONGEST)
     }
 }

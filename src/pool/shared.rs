@@ -7,6 +7,7 @@ use super::clock::Coarse;
 use super::connection::Connection;
 use super::error::{Named, Source, Usage};
 use super::expiry::Limits;
+use super::typical::Typical;
 use super::{Error, ManageConnection};
 use crate::Deadline;
 use crate::fork::hooks::{self, Due};
@@ -186,22 +187,5 @@ impl Call {
 
     fn take_last(&self) -> Option<Source> {
         self.last.borrow_mut().take()
-    }
-}
-
-/// How long something takes, most of the time.
-#[derive(Default)]
-pub(super) struct Typical(AtomicU64);
-
-impl Typical {
-    pub(super) fn note(&self, took: Duration) {
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let before = self.0.load(Relaxed);
-        self.0.store(if before == 0 { took } else { before - before / 4 + took / 4 }, Relaxed);
-    }
-
-    /// Zero until it is known.
-    pub(super) fn time(&self) -> Duration {
-        Duration::from_nanos(self.0.load(Relaxed))
     }
 }

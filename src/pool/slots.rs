@@ -171,6 +171,10 @@ impl<T> Slots<T> {
         }
     }
 
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
     pub(super) fn slot(&self, number: usize) -> &Slot<T> {
         &self.lines[number & self.mask].0[number >> self.shift]
     }

@@ -1,7 +1,7 @@
 //! The pools, each with eight idle connections and none of them asking a server whether it is still there.
 
-use crate::numbers::{Nulls, Numbers};
 use crossbeam_queue::ArrayQueue;
+use forksafe_benches::numbers::{Nulls, Numbers};
 use std::hint::black_box;
 use tokio::runtime::{Builder, Runtime};
 

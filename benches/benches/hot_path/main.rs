@@ -3,7 +3,6 @@
 mod checkout;
 mod contenders;
 mod generation;
-mod numbers;
 
 use criterion::{criterion_group, criterion_main};
 

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 
 /// A manager, of any of the pools, whose connections reach nowhere.
-pub(crate) struct Numbers;
+pub struct Numbers;
 
 impl forksafe::ManageConnection for Numbers {
     type Connection = u32;
@@ -73,7 +73,7 @@ impl deadpool::managed::Manager for Numbers {
 }
 
 /// As [`Numbers`], with one descriptor that a child has to drop: a checkout says that it is lent, a return that it is not.
-pub(crate) struct Nulls;
+pub struct Nulls;
 
 impl forksafe::ManageConnection for Nulls {
     type Connection = File;
@@ -90,5 +90,18 @@ impl forksafe::ManageConnection for Nulls {
     }
     fn descriptors(&self, null: &File) -> Descriptors {
         Descriptors::of(null)
+    }
+}
+
+#[mobc::async_trait]
+impl mobc::Manager for Numbers {
+    type Connection = u32;
+    type Error = Infallible;
+
+    async fn connect(&self) -> Result<u32, Infallible> {
+        Ok(1)
+    }
+    async fn check(&self, connection: u32) -> Result<u32, Infallible> {
+        Ok(connection)
     }
 }
