@@ -6,8 +6,11 @@
 //! to bring the next thread up. (The same is done by WebKit's locks, parking_lot, and Go's mutex.)
 //!
 //! *No wake-up is lost.* While threads wait and none of them has been told to look, every slot is WANTED, or SPARE because
-//! nobody in line has the time to connect: so each return comes for the lock. Whoever changes that under the lock
+//! nobody in line may connect: so each return comes for the lock. Whoever changes that under the lock
 //! calls [`Bag::settle`], which tells somebody to look, or makes it so again.
+//!
+//! *The gate.* When a server has no room, or is away, nobody connects for some time. While there are SPARE slots behind a gate
+//! that has been shut, those in line look again by themselves when it opens.
 
 use super::clock::Coarse;
 use super::queue::{Queue, Told, Waiter};
@@ -15,7 +18,6 @@ use super::slots::Slots;
 use super::typical::Typical;
 use crate::Deadline;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, yield_now};
-use std::cell::Cell;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -37,6 +39,8 @@ pub(super) enum Refusal {
 pub(super) struct Wish {
     /// The slot to look at first.
     pub(super) near: usize,
+    /// Since when it waits, in this line or before.
+    pub(super) since: Instant,
     /// Until when it waits.
     pub(super) deadline: Deadline,
     /// Until when it has the time to make a connection.
@@ -94,8 +98,7 @@ impl<T> Bag<T> {
             Joined::InLine(waiter) => waiter,
         };
         loop {
-            let is_shut = Cell::new(false);
-            match waiter.wait(|| wish.deadline.sooner(self.gate_opens(&is_shut)), &self.lag) {
+            match waiter.wait(|| wish.deadline.sooner(self.gate_opens()), &self.lag) {
                 Told::Given(taken) => return Ok(taken),
                 Told::Refused(why) => return Err(why),
                 Told::Nothing if wish.deadline.is_over() => return self.leave(&waiter),
@@ -138,10 +141,12 @@ impl<T> Bag<T> {
         if wish.deadline.is_over() {
             return Err(Refusal::Timeout);
         }
-        if let Some(taken) = self.take_or_want(wish) {
+        // While others wait, either one of them is on its way to look, or everything is WANTED but for what is SPARE.
+        let may_be = queue.line.is_empty() || (!queue.has_scout() && self.slots.have_vacant());
+        if may_be && let Some(taken) = self.take_or_want(wish) {
             return Ok(Joined::Served(taken));
         }
-        Ok(Joined::InLine(queue.join(wish.connect_by)))
+        Ok(Joined::InLine(queue.join(wish)))
     }
 
     /// Under the lock: something to be had, or else every slot WANTED.
@@ -154,6 +159,7 @@ impl<T> Bag<T> {
                 }
                 if may_connect && slot.take_vacant() {
                     if self.pass_gate() {
+                        self.slots.count_taken(number);
                         return Some(Taken::Vacant(number));
                     }
                     slot.put_vacant();
@@ -194,10 +200,12 @@ impl<T> Bag<T> {
         match waiter.take_told() {
             Told::Given(taken) => return Ok(taken),
             Told::Refused(why) => return Err(why),
-            // If it was told to look and will not, somebody else has to.
-            Told::Look | Told::Nothing => queue.remove(waiter),
+            Told::Look | Told::Nothing => {}
         }
-        self.settle(&mut queue);
+        if queue.remove(waiter) {
+            // It was told to look and will not: somebody else has to.
+            self.settle(&mut queue);
+        }
         Err(Refusal::Timeout)
     }
 
@@ -258,7 +266,7 @@ impl<T> Bag<T> {
     pub(super) fn vacate(&self, number: usize) {
         let slot = self.slots.slot(number);
         if slot.vacate() {
-            self.slots.has_vacant(number);
+            self.slots.count_vacant(number);
             return;
         }
         let mut queue = self.lock();
@@ -276,7 +284,11 @@ impl<T> Bag<T> {
             }
             _ => {
                 slot.put_vacant();
-                self.slots.has_vacant(number);
+                self.slots.count_vacant(number);
+                self.settle(&mut queue);
+                if self.gate.load(Relaxed) != 0 {
+                    queue.nudge();
+                }
             }
         }
     }
@@ -285,7 +297,7 @@ impl<T> Bag<T> {
     /// until [`open_gate`](Self::open_gate).
     pub(super) fn shut_gate(&self, time: Duration) {
         self.gate.store(Coarse::now().plus_duration(time).as_nanos(), Relaxed);
-        self.lock().line.iter().for_each(|waiter| waiter.nudge());
+        self.lock().nudge();
     }
 
     /// A connect has succeeded.
@@ -297,21 +309,33 @@ impl<T> Bag<T> {
         }
     }
 
-    /// When a gate opens that was seen to be shut. Never, if it is open: then who vacates a slot hands it over.
-    fn gate_opens(&self, is_shut: &Cell<bool>) -> Deadline {
-        let opens = Coarse::from_nanos(self.gate.load(Relaxed)).plus_duration(Coarse::RESOLUTION);
-        let left = opens.since(Coarse::now());
-        if left.is_zero() && !is_shut.get() {
-            return Deadline::never();
+    /// Who went through the gate has nothing to say about the server: the next one may.
+    pub(super) fn release_gate(&self) {
+        if self.gate.load(Relaxed) != 0 {
+            self.gate.store(Coarse::now().as_nanos(), Relaxed);
+            self.settle(&mut self.lock());
         }
-        is_shut.set(true);
-        Deadline::after(left)
     }
 
-    /// Whether a vacant slot is of use to somebody.
+    /// Whether it is open to all.
+    pub(super) fn has_open_gate(&self) -> bool {
+        self.gate.load(Relaxed) == 0
+    }
+
+    /// When one in line looks again by itself. Never, if the gate is open or nothing is behind it: then it will be told.
+    fn gate_opens(&self) -> Deadline {
+        let gate = self.gate.load(Relaxed);
+        if gate == 0 || !self.slots.have_vacant() {
+            return Deadline::never();
+        }
+        let opens = Coarse::from_nanos(gate).plus_duration(Coarse::RESOLUTION);
+        Deadline::after(opens.since(Coarse::now()).max(Coarse::RESOLUTION))
+    }
+
+    /// Whether a vacant slot is of use to somebody: there is the time to connect, or nothing else to hope for.
     fn may_connect(&self, connect_by: Deadline) -> bool {
         let gate = self.gate.load(Relaxed);
-        (gate == 0 || gate <= Coarse::now().as_nanos()) && !connect_by.is_over()
+        (gate == 0 || gate <= Coarse::now().as_nanos()) && (!connect_by.is_over() || self.slots.are_all_vacant())
     }
 
     /// Where the gate had been shut, one goes through at a time.
@@ -336,11 +360,11 @@ impl<T> Bag<T> {
         let mut queue = self.lock();
         queue.closed = true;
         let mut idle = Vec::new();
-        for (_, slot) in self.slots.iter() {
+        for (number, slot) in self.slots.iter() {
             while !slot.is_gone() {
                 match slot.take_idle() {
                     Some(connection) => idle.push(connection),
-                    None if slot.take_vacant() => {}
+                    None if slot.take_vacant() => self.slots.count_taken(number),
                     // Somebody's: its return will fail to put it, and find the bag closed.
                     None if slot.want() => break,
                     None => continue,

@@ -72,12 +72,14 @@ impl<M: ManageConnection> Shared<M> {
                 Taken::Vacant(slot) => Vacancy { local, slot, here },
                 Taken::Idle(slot, conn) => match self.check(conn, Vacancy { local, slot, here }, &call)? {
                     Checked::Fit(conn, slot) => return Ok(self.lend(conn, slot, Coarse::now())),
-                    Checked::Closed(vacancy) => vacancy,
+                    Checked::Closed(vacancy) if self.may_connect_at_once(local, &call) => vacancy,
+                    Checked::Closed(_) => continue,
                     Checked::Forked => continue,
                 },
             };
             if call.deadline.is_over() {
                 drop(vacancy);
+                local.bag.release_gate();
                 if call.timeout.is_zero() && local.bag.slots.idle() > 0 && !call.budget_is_over() {
                     continue; // That one was not fit; the next may be.
                 }
@@ -99,21 +101,24 @@ impl<M: ManageConnection> Shared<M> {
     }
 
     fn acquire(&self, local: &Local<M>, call: &Call) -> Result<Taken<Connection<M>>, Error> {
-        let wish = Wish { near: LAST_SLOT.get(), deadline: call.deadline, connect_by: self.connect_by(local, call) };
+        let connect_by = self.connect_by(local, call);
+        let wish = Wish { near: LAST_SLOT.get(), since: call.begun, deadline: call.deadline, connect_by };
         local.bag.acquire(wish).map_err(|refusal| match refusal {
             Refusal::Closed => Error::closed(self.named()),
             Refusal::Timeout => self.timed_out(call, local),
         })
     }
 
-    /// Who has less time left than a connect takes does not begin one, and leaves it to those who have: unless there is
-    /// nothing else to hope for.
+    /// Who has less time left than a connect takes does not begin one, and leaves it to those who have. Who has half of its
+    /// time left may in any case: otherwise one slow connect would be the last.
     fn connect_by(&self, local: &Local<M>, call: &Call) -> Deadline {
         let typical = local.connect_time.time();
-        if typical.is_zero() || local.bag.slots.occupied() == 0 {
-            return call.deadline;
-        }
-        call.deadline.earlier_by(typical + typical / 2)
+        call.deadline.earlier_by((typical + typical / 2).min(call.timeout / 2))
+    }
+
+    /// Whether who has closed a connection makes the next one in its place, or waits in line for its turn.
+    fn may_connect_at_once(&self, local: &Local<M>, call: &Call) -> bool {
+        call.deadline.is_over() || (local.bag.has_open_gate() && !self.connect_by(local, call).is_over())
     }
 
     /// Whether an idle connection may be lent. If not, it has been closed, and its slot may be used.

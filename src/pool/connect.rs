@@ -1,5 +1,6 @@
 //! How a connection is made: before a deadline, again if a fork came in between, and what becomes of the pool if it fails.
 
+use super::bag::Bag;
 use super::clock::Coarse;
 use super::connection::Connection;
 use super::error::Source;
@@ -38,11 +39,15 @@ enum Failure<E> {
 impl<M: ManageConnection> Shared<M> {
     pub(super) fn connect(self: &Arc<Self>, local: &Local<M>, deadline: Deadline) -> Connected<M> {
         let mut begun = Instant::now();
+        let failures = local.failures.load(Relaxed);
+        let gate = ReleasesGate(&local.bag);
         let opened = Guarded::apart_from_forks(deadline, || {
             begun = Instant::now();
             self.open(deadline)
         });
-        match opened {
+        // It says nothing about the server that somebody had no time for it.
+        let is_hurried = deadline.is_over() && begun.elapsed() < LONGEST_BACK_OFF;
+        let connected = match opened {
             Ok(Some(client)) => {
                 local.connect_time.note(begun.elapsed());
                 local.failures.store(0, Relaxed);
@@ -51,8 +56,15 @@ impl<M: ManageConnection> Shared<M> {
             }
             Ok(None) => Connected::Forked,
             Err(Failure::Refused(error)) => Connected::Refused(error),
-            Err(Failure::Failed(why)) => self.failed(local, why),
+            Err(Failure::Failed(why)) => self.failed(local, why, (!is_hurried).then_some(failures)),
+        };
+        match connected {
+            Connected::Refused(_) | Connected::Failed { waits: false, .. } => {}
+            Connected::Failed { waits: true, .. } if is_hurried => {}
+            // It is open, or has been shut anew; or it is the parent's.
+            Connected::Fit(_) | Connected::Forked | Connected::Failed { waits: true, .. } => mem::forget(gate),
         }
+        connected
     }
 
     /// `None` in a child that was forked in the middle.
@@ -115,7 +127,7 @@ impl<M: ManageConnection> Shared<M> {
     }
 
     #[cold]
-    fn failed(&self, local: &Local<M>, why: M::Error) -> Connected<M> {
+    fn failed(&self, local: &Local<M>, why: M::Error, failures: Option<u32>) -> Connected<M> {
         let fault = self.manager.classify(&why);
         if fault == Fault::Server {
             self.addresses.doubt();
@@ -123,13 +135,30 @@ impl<M: ManageConnection> Shared<M> {
         // Connections of one's own come back; that the server has no room for more is no reason to fail.
         let comes_back = fault == Fault::NoRoom && local.bag.slots.occupied() > 1;
         let waits = comes_back || self.config.retry_connect;
-        if waits {
-            let failures = local.failures.fetch_add(1, Relaxed).min(16);
-            let longest = (FIRST_BACK_OFF * (1 << failures)).min(LONGEST_BACK_OFF);
-            // At least half of it, the rest as chance will have it: siblings should not knock in chorus.
-            let chance = (expiry::chance() >> 32) as f64 / f64::from(u32::MAX);
-            local.bag.shut_gate(longest.mul_f64(0.5 + chance / 2.0));
+        if waits && let Some(failures) = failures {
+            self.back_off(local, failures);
         }
         Connected::Failed { why: Box::new(why), waits }
+    }
+
+    /// Nobody connects for some time. `failures` is how many there had been in a row when this connect began: those that fail
+    /// together count once.
+    fn back_off(&self, local: &Local<M>, failures: u32) {
+        if local.failures.compare_exchange(failures, failures.saturating_add(1), Relaxed, Relaxed).is_err() {
+            return;
+        }
+        let longest = (FIRST_BACK_OFF * (1 << failures.min(16))).min(LONGEST_BACK_OFF);
+        // At least half of it, the rest as chance will have it: siblings should not knock in chorus.
+        let chance = (expiry::chance() >> 32) as f64 / f64::from(u32::MAX);
+        local.bag.shut_gate(longest.mul_f64(0.5 + chance / 2.0));
+    }
+}
+
+/// Who has been let through the gate, and learns nothing about the server, lets the next one through; also by a panic.
+struct ReleasesGate<'a, T>(&'a Bag<T>);
+
+impl<T> Drop for ReleasesGate<'_, T> {
+    fn drop(&mut self) {
+        self.0.release_gate();
     }
 }

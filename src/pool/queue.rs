@@ -1,6 +1,6 @@
 //! The line of those who wait, and what each of them is told.
 
-use super::bag::{Refusal, Taken};
+use super::bag::{Refusal, Taken, Wish};
 use super::typical::Typical;
 use crate::Deadline;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -43,18 +43,24 @@ impl<T> Queue<T> {
         Self { closed: false, scout: None, line: VecDeque::new() }
     }
 
-    pub(super) fn join(&mut self, connect_by: Deadline) -> Arc<Waiter<T>> {
-        let since = Instant::now();
+    /// To its place in line: behind all that have waited for longer.
+    pub(super) fn join(&mut self, Wish { since, connect_by, .. }: Wish) -> Arc<Waiter<T>> {
         let (told, is_told) = (Mutex::new(Message { what: Told::Nothing, sent: since }), Condvar::new());
         let waiter = Arc::new(Waiter { since, connect_by, told, is_told });
-        self.line.push_back(Arc::clone(&waiter));
+        let place = self.line.iter().rposition(|other| other.since <= since).map_or(0, |last| last + 1);
+        self.line.insert(place, Arc::clone(&waiter));
         waiter
     }
 
-    /// It has what it came for, or has lost patience.
-    pub(super) fn remove(&mut self, waiter: &Arc<Waiter<T>>) {
+    /// It has what it came for, or has lost patience. Whether it was the scout.
+    pub(super) fn remove(&mut self, waiter: &Arc<Waiter<T>>) -> bool {
         self.line.retain(|other| !Arc::ptr_eq(other, waiter));
-        self.recall(waiter);
+        self.recall(waiter)
+    }
+
+    /// Has everybody look at the time again.
+    pub(super) fn nudge(&self) {
+        self.line.iter().for_each(|waiter| waiter.nudge());
     }
 
     /// Hands over to who is at this place in line. Whether that was the scout.
@@ -114,16 +120,19 @@ impl<T> Waiter<T> {
     /// `until` may change while it waits. `lag` is told how long it took to wake up.
     pub(super) fn wait(&self, until: impl Fn() -> Deadline, lag: &Typical) -> Told<T> {
         let mut told = self.lock();
-        loop {
+        while matches!(told.what, Told::Nothing) {
             let until = until();
-            if !matches!(told.what, Told::Nothing) || until.is_over() {
-                return mem::replace(&mut told.what, Told::Nothing);
+            if until.is_over() {
+                break;
             }
             told = until.wait(&self.is_told, told);
             if !matches!(told.what, Told::Nothing) {
                 lag.note(told.sent.elapsed());
+            } else if until.is_over() {
+                break;
             }
         }
+        mem::replace(&mut told.what, Told::Nothing)
     }
 
     /// What it was told and has not heard yet.
@@ -132,7 +141,7 @@ impl<T> Waiter<T> {
     }
 
     /// Has it look at the time again.
-    pub(super) fn nudge(&self) {
+    fn nudge(&self) {
         // Under its lock, so that it is not between a look at the time and its wait.
         let _told = self.lock();
         self.is_told.notify_one();

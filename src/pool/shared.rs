@@ -15,7 +15,7 @@ use crate::fork::{self, PerProcess};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*, fence};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the handles of a pool share, in every process. All that changes, but for counters that children may inherit, is in
 /// `local`.
@@ -146,6 +146,7 @@ impl<M: ManageConnection> Shared<M> {
 /// One call of a user's, and the time that it has. There is one deadline for all that is done in it, and one budget for what
 /// has to be done about connections that others left behind.
 pub(super) struct Call {
+    pub(super) begun: Instant,
     pub(super) timeout: Duration,
     pub(super) deadline: Deadline,
     /// Of tests and goodbyes, from the first of them on.
@@ -157,6 +158,7 @@ pub(super) struct Call {
 impl Call {
     pub(super) fn new(timeout: Duration) -> Self {
         Self {
+            begun: Instant::now(),
             timeout,
             deadline: Deadline::after(timeout),
             budget: std::cell::OnceCell::new(),

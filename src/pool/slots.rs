@@ -26,7 +26,7 @@
 use crate::sync::{AtomicPtr, Mutex, Ordering::*};
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed as RelaxedHint};
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering::Relaxed as RelaxedHint};
 
 /// One slot's word.
 pub(super) struct Slot<T>(AtomicPtr<T>);
@@ -151,8 +151,10 @@ pub(super) struct Slots<T> {
     /// Number `n` is in line `n & mask`, at place `n >> shift`.
     mask: usize,
     shift: u32,
+    /// How many are vacant: while a slot changes hands, a moment late.
+    vacant: AtomicIsize,
     /// Where a vacant slot was seen last, or may be next.
-    vacant: AtomicUsize,
+    hint: AtomicUsize,
     /// The slots are words; this says what they hold: they may be shared if the connections may be sent.
     holds: PhantomData<Mutex<T>>,
 }
@@ -166,7 +168,8 @@ impl<T> Slots<T> {
             size,
             mask: lines - 1,
             shift: lines.trailing_zeros(),
-            vacant: AtomicUsize::new(0),
+            vacant: AtomicIsize::new(size as isize),
+            hint: AtomicUsize::new(0),
             holds: PhantomData,
         }
     }
@@ -206,14 +209,33 @@ impl<T> Slots<T> {
 
     /// The right to make a connection, if there is room for one. Looks on where the last one was found.
     pub(super) fn take_vacant(&self) -> Option<usize> {
-        let (number, _) = self.from(self.vacant.load(RelaxedHint)).find(|(_, slot)| slot.take_vacant())?;
-        self.vacant.store(number + 1, RelaxedHint);
+        if !self.have_vacant() {
+            return None;
+        }
+        let (number, _) = self.from(self.hint.load(RelaxedHint)).find(|(_, slot)| slot.take_vacant())?;
+        self.count_taken(number);
         Some(number)
     }
 
+    /// A vacant slot has been taken.
+    pub(super) fn count_taken(&self, number: usize) {
+        self.vacant.fetch_sub(1, RelaxedHint);
+        self.hint.store(number + 1, RelaxedHint);
+    }
+
     /// A slot has become vacant.
-    pub(super) fn has_vacant(&self, number: usize) {
-        self.vacant.store(number, RelaxedHint);
+    pub(super) fn count_vacant(&self, number: usize) {
+        self.vacant.fetch_add(1, RelaxedHint);
+        self.hint.store(number, RelaxedHint);
+    }
+
+    pub(super) fn have_vacant(&self) -> bool {
+        self.vacant.load(RelaxedHint) > 0
+    }
+
+    /// Whether there is no connection, nor one being made.
+    pub(super) fn are_all_vacant(&self) -> bool {
+        self.vacant.load(RelaxedHint) >= self.size as isize
     }
 
     /// Connections that are idle, lent or being made.

@@ -121,7 +121,8 @@ impl<M: ManageConnection> Shared<M> {
             () => budget,
         };
         // What the server usually needs it should have; otherwise connections in order would be closed.
-        let needs = local.test_time.time() * 2;
+        // Who has half of its time left tests in any case: otherwise one slow test would be the last.
+        let needs = (local.test_time.time() * 2).min(call.timeout / 2);
         if call.timeout.is_zero() {
             return (!budget.is_over()).then_some(until);
         }
