@@ -1,11 +1,11 @@
 //! A pool that is full, whose server is full, or whose callers have little time (row 37).
 
 use forksafe::fork::Descriptors;
-use forksafe::testing::{clean_process, patience};
+use forksafe::testing::{advance_clock, clean_process, patience};
 use forksafe::{Deadline, Fault, ManageConnection, Pool};
 use std::error::Error;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,24 @@ struct Server {
     connects: AtomicU32,
     attempts: AtomicU32,
     away: AtomicBool,
-    takes: Duration,
-    tests: Duration,
+    takes: Takes,
+    tests: Takes,
+}
+
+/// For how long something is done, in microseconds.
+#[derive(Default)]
+struct Takes(AtomicU64);
+
+impl Takes {
+    fn of(time: Duration) -> Self {
+        Self(AtomicU64::new(time.as_micros() as u64))
+    }
+    fn now(&self, time: Duration) {
+        self.0.store(time.as_micros() as u64, SeqCst);
+    }
+    fn get(&self) -> Duration {
+        Duration::from_micros(self.0.load(SeqCst))
+    }
 }
 
 struct Session<'a>(&'a AtomicU32);
@@ -47,7 +63,7 @@ impl ManageConnection for &'static Server {
         if self.away.load(SeqCst) {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
-        work(self.takes, at.deadline())?;
+        work(self.takes.get(), at.deadline())?;
         if self.connects.fetch_add(1, SeqCst) >= self.room {
             self.connects.fetch_sub(1, SeqCst);
             return Err(io::Error::other("no room"));
@@ -58,7 +74,7 @@ impl ManageConnection for &'static Server {
         unreachable!("is_valid_within is what is called")
     }
     fn is_valid_within(&self, _: &mut Self::Connection, deadline: Deadline) -> io::Result<()> {
-        work(self.tests, deadline)
+        work(self.tests.get(), deadline)
     }
     fn has_broken(&self, _: &mut Self::Connection) -> bool {
         false
@@ -108,7 +124,12 @@ fn load(
 fn overload_with_timeouts_does_not_turn_into_reconnecting() {
     clean_process(|| {
         let millis = Duration::from_millis;
-        let server = server(Server { room: 100, takes: millis(20), tests: millis(5), ..Server::default() });
+        let server = server(Server {
+            room: 100,
+            takes: Takes::of(millis(20)),
+            tests: Takes::of(millis(5)),
+            ..Server::default()
+        });
         let pool = Pool::builder()
             .max_size(4)
             .connection_timeout(millis(60))
@@ -187,5 +208,130 @@ fn a_failed_connect_is_tried_again_only_if_asked() {
         let error = pool.get().unwrap_err();
         assert!(error.is_timeout() && error.source().is_some(), "the last failure is the source: {error:#}");
         assert!(away.attempts.load(SeqCst) > 1);
+    });
+}
+
+/// What is known of how long a test takes does not keep the next one from being made: nothing else would correct it.
+#[test]
+fn one_slow_test_is_not_the_last() {
+    clean_process(|| {
+        let millis = Duration::from_millis;
+        let server = server(Server { room: 9, ..Server::default() });
+        let pool = Pool::builder()
+            .max_size(1)
+            .connection_timeout(millis(800))
+            .test_after(Duration::ZERO)
+            .build(server)
+            .unwrap();
+        drop(pool.get().unwrap());
+        for slow in [380, 500] {
+            server.tests.now(millis(slow));
+            let _ = pool.get();
+        }
+        server.tests.now(Duration::ZERO);
+        drop(pool.get().expect("the server is quick again"));
+    });
+}
+
+/// Nor does a slow connect keep a pool from growing.
+#[test]
+fn one_slow_connect_is_not_the_last() {
+    clean_process(|| {
+        let millis = Duration::from_millis;
+        let server = server(Server { room: 9, takes: Takes::of(millis(2100)), ..Server::default() });
+        let pool = Pool::builder().max_size(2).connection_timeout(millis(3000)).build(server).unwrap();
+        let _held = pool.get_timeout(patience()).unwrap();
+        server.takes.now(Duration::ZERO);
+        drop(pool.get().expect("there is room for another"));
+    });
+}
+
+/// Who waits for what comes back, having no time to connect, connects all the same when there is nothing left that could.
+#[test]
+fn who_has_little_time_connects_if_nothing_else_can_come() {
+    clean_process(|| {
+        let millis = Duration::from_millis;
+        let server = server(Server { room: 9, takes: Takes::of(millis(2000)), ..Server::default() });
+        let pool = Pool::builder().max_size(1).connection_timeout(millis(3000)).build(server).unwrap();
+        let held = pool.get_timeout(patience()).unwrap();
+        server.takes.now(Duration::ZERO);
+        thread::scope(|scope| {
+            let begun = Instant::now();
+            let waits = scope.spawn(|| pool.get().map(drop));
+            // It has less than half of its time left then, and less than a connect used to take.
+            thread::sleep(millis(1700).saturating_sub(begun.elapsed()));
+            forksafe::PooledConnection::discard(held);
+            waits.join().unwrap().expect("a connection of its own");
+        });
+    });
+}
+
+/// Connects as it is told, one after the other.
+struct Script {
+    begun: AtomicU32,
+    go: AtomicBool,
+}
+
+impl ManageConnection for &'static Script {
+    type Connection = ();
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<()> {
+        match self.begun.fetch_add(1, SeqCst) {
+            0 => Ok(()),
+            1 => Err(io::Error::other("no room")),
+            2 => {
+                wait_until(|| self.go.load(SeqCst));
+                Err(io::Error::other("in trouble"))
+            }
+            3 => Err(io::Error::other("in trouble")),
+            _ => Ok(()),
+        }
+    }
+    fn is_valid(&self, (): &mut ()) -> io::Result<()> {
+        Ok(())
+    }
+    fn has_broken(&self, (): &mut ()) -> bool {
+        false
+    }
+    fn descriptors(&self, (): &()) -> Descriptors {
+        Descriptors::none()
+    }
+    fn classify(&self, error: &(dyn Error + 'static)) -> Fault {
+        if error.to_string() == "no room" { Fault::NoRoom } else { Fault::Unknown }
+    }
+}
+
+fn wait_until(mut there: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience();
+    while !there() {
+        assert!(Instant::now() < deadline, "waited in vain");
+        thread::yield_now();
+    }
+}
+
+/// A full server lets one try at a time. When that one fails for another reason, and the next as well, whoever is left in
+/// line is not forgotten beside the vacant slot.
+#[test]
+fn who_waits_behind_a_full_server_is_not_forgotten() {
+    clean_process(|| {
+        let script: &'static Script =
+            Box::leak(Box::new(Script { begun: AtomicU32::new(0), go: AtomicBool::new(false) }));
+        let pool = Pool::builder().max_size(2).connection_timeout(patience()).build(script).unwrap();
+        let _held = pool.get().unwrap();
+        thread::scope(|scope| {
+            let first = scope.spawn(|| pool.get().map(drop));
+            wait_until(|| script.begun.load(SeqCst) == 3);
+            // Whatever had been shut for some time is open again.
+            advance_clock(Duration::from_secs(2));
+            let others: Vec<_> = (0..2).map(|_| scope.spawn(|| pool.get_timeout(patience() / 4).map(drop))).collect();
+            wait_until(|| pool.state().waiting == 2);
+            script.go.store(true, SeqCst);
+            assert!(first.join().unwrap().unwrap_err().is_connect());
+            let served: Vec<_> = others.into_iter().map(|other| other.join().unwrap()).collect();
+            assert_eq!(served.iter().filter(|told| told.is_ok()).count(), 1, "{served:?}");
+            let failed = served.into_iter().find_map(Result::err).unwrap();
+            assert!(failed.is_connect(), "{failed:#}");
+        });
     });
 }
