@@ -2,8 +2,8 @@
 
 use forksafe::fork::Descriptors;
 use std::convert::Infallible;
-use std::fs::File;
 use std::io;
+use std::os::unix::net::UnixStream;
 
 /// A manager, of any of the pools, whose connections reach nowhere.
 pub struct Numbers;
@@ -73,23 +73,23 @@ impl deadpool::managed::Manager for Numbers {
 }
 
 /// As [`Numbers`], with one descriptor that a child has to drop: a checkout says that it is lent, a return that it is not.
-pub struct Nulls;
+pub struct Sockets;
 
-impl forksafe::ManageConnection for Nulls {
-    type Connection = File;
+impl forksafe::ManageConnection for Sockets {
+    type Connection = UnixStream;
     type Error = io::Error;
 
-    fn connect(&self) -> io::Result<File> {
-        File::open("/dev/null")
+    fn connect(&self) -> io::Result<UnixStream> {
+        Ok(UnixStream::pair()?.0)
     }
-    fn is_valid(&self, _: &mut File) -> io::Result<()> {
+    fn is_valid(&self, _: &mut UnixStream) -> io::Result<()> {
         Ok(())
     }
-    fn has_broken(&self, _: &mut File) -> bool {
+    fn has_broken(&self, _: &mut UnixStream) -> bool {
         false
     }
-    fn descriptors(&self, null: &File) -> Descriptors {
-        Descriptors::of(null)
+    fn descriptors(&self, socket: &UnixStream) -> Descriptors {
+        Descriptors::of(socket)
     }
 }
 

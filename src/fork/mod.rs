@@ -53,3 +53,4 @@ pub use hooks::{enter, on_child};
 pub use per_process::PerProcess;
 pub(crate) use registration::make_dead;
 pub use registration::{Descriptors, Registration};
+pub(crate) use sys::wall_second;

@@ -252,9 +252,18 @@ impl Registration {
 
     #[inline]
     fn mark(&self, state: u32) {
-        for entry in self.entries() {
-            entry.state.store(state, Release);
+        if let Some(first) = self.first {
+            first.state.store(state, Release);
         }
+        // One is the rule.
+        if !self.others.is_empty() {
+            self.mark_others(state);
+        }
+    }
+
+    #[cold]
+    fn mark_others(&self, state: u32) {
+        self.others.iter().for_each(|entry| entry.state.store(state, Release));
     }
 
     #[inline]

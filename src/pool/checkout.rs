@@ -5,7 +5,7 @@
 //! So after each of them the generation is compared; what is in hand is then forgotten, and the child starts over.
 
 use super::bag::{Refusal, Taken, Wish};
-use super::clock::Coarse;
+use super::clock::{Coarse, Second};
 use super::connect::Connected;
 use super::connection::Connection;
 use super::shared::{Call, Local, Shared};
@@ -30,9 +30,13 @@ impl<M: ManageConnection> Shared<M> {
         if let Some(local) = self.ready()
             && let Some((slot, conn)) = local.bag.slots.take_idle(LAST_SLOT.get())
         {
+            let second = Second::now();
+            if conn.times.is_fresh(second) {
+                return Ok(self.lend_fresh(conn, slot));
+            }
             let now = Coarse::now();
             if conn.times.is_trusted(now) {
-                return Ok(self.lend(conn, slot, now));
+                return Ok(self.lend_in(second, conn, slot, now));
             }
             idle = Some((slot, conn));
         }
@@ -40,8 +44,21 @@ impl<M: ManageConnection> Shared<M> {
     }
 
     #[inline]
-    fn lend(&self, mut conn: Box<Connection<M>>, slot: usize, now: Coarse) -> PooledConnection<M> {
-        conn.times.checked_out(now, &self.limits);
+    fn lend_in(&self, second: Second, mut conn: Box<Connection<M>>, slot: usize, now: Coarse) -> PooledConnection<M> {
+        if conn.times.is_of(second) {
+            conn.times.checked_out(now, &self.limits);
+        } else {
+            conn.times.begin_second(now, Second::now_and_left(), &self.limits);
+        }
+        self.lend_fresh(conn, slot)
+    }
+
+    fn lend(&self, conn: Box<Connection<M>>, slot: usize) -> PooledConnection<M> {
+        self.lend_in(Second::NONE, conn, slot, Coarse::now())
+    }
+
+    #[inline]
+    fn lend_fresh(&self, conn: Box<Connection<M>>, slot: usize) -> PooledConnection<M> {
         conn.client.registration().lend();
         LAST_SLOT.set(slot);
         PooledConnection::new(conn, slot)
@@ -71,7 +88,7 @@ impl<M: ManageConnection> Shared<M> {
             let vacancy = match taken {
                 Taken::Vacant(slot) => Vacancy { local, slot, here },
                 Taken::Idle(slot, conn) => match self.check(conn, Vacancy { local, slot, here }, &call)? {
-                    Checked::Fit(conn, slot) => return Ok(self.lend(conn, slot, Coarse::now())),
+                    Checked::Fit(conn, slot) => return Ok(self.lend(conn, slot)),
                     Checked::Closed(vacancy) if self.may_connect_at_once(local, &call) => vacancy,
                     Checked::Closed(_) => continue,
                     Checked::Forked => continue,
@@ -86,7 +103,7 @@ impl<M: ManageConnection> Shared<M> {
                 return Err(self.timed_out(&call, local));
             }
             match self.connect(local, call.deadline) {
-                Connected::Fit(conn) => return Ok(self.lend(conn, vacancy.keep(), Coarse::now())),
+                Connected::Fit(conn) => return Ok(self.lend(conn, vacancy.keep())),
                 Connected::Forked => {}
                 Connected::Refused(error) => return Err(error),
                 Connected::Failed { why, waits } => {

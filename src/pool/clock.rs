@@ -1,5 +1,6 @@
 //! Time for expiry: coarse (a few milliseconds) and cheap (a few nanoseconds).
 
+use crate::fork;
 use nix::time::{ClockId, clock_gettime};
 #[cfg(feature = "testing")]
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -57,6 +58,34 @@ impl Coarse {
     /// Zero if the other is later.
     pub(super) fn since(self, other: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(other.0))
+    }
+}
+
+/// A second of the wall clock. Which one it is costs a third of a look at the coarse clock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Second(i64);
+
+impl Second {
+    /// No second that is now.
+    pub(super) const NONE: Self = Self(i64::MIN);
+
+    #[inline]
+    pub(super) fn now() -> Self {
+        Self::of(fork::wall_second())
+    }
+
+    /// This second, and how long it will last.
+    pub(super) fn now_and_left() -> (Self, Duration) {
+        let Ok(time) = clock_gettime(ClockId::CLOCK_REALTIME_COARSE) else { return (Self::NONE, Duration::ZERO) };
+        (Self::of(time.tv_sec()), Duration::from_nanos(1_000_000_000 - time.tv_nsec() as u64))
+    }
+
+    #[inline]
+    fn of(second: i64) -> Self {
+        // When a test moves the clock, it is another second for sure.
+        #[cfg(feature = "testing")]
+        let second = second.wrapping_add(AHEAD.load(Relaxed) as i64);
+        Self(second)
     }
 }
 

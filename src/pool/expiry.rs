@@ -2,7 +2,7 @@
 //! what time it is.
 
 use super::builder::Config;
-use super::clock::{Coarse, Span};
+use super::clock::{Coarse, Second, Span};
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
@@ -38,7 +38,8 @@ impl Limits {
             self.max_lifetime.less_a_part_of(JITTER_PER_MILLE, chance)
         };
         let expires_at = now.plus(lifetime);
-        Times { expires_at, idle_until: now.plus(self.idle_timeout), proved_at: now, trusted_until: now }
+        let idle_until = now.plus(self.idle_timeout);
+        Times { expires_at, idle_until, proved_at: now, trusted_until: now, second: Second::NONE, is_fresh: false }
             .proved(now, self)
     }
 }
@@ -53,9 +54,33 @@ pub(super) struct Times {
     pub(super) proved_at: Coarse,
     /// Until then it is lent as it is: the soonest of all that has to be asked about it.
     trusted_until: Coarse,
+    /// The second for which it was worked out last whether it is trusted all through it.
+    second: Second,
+    is_fresh: bool,
 }
 
 impl Times {
+    /// Whether it may be lent without even asking for the time, but for the second.
+    #[inline]
+    pub(super) fn is_fresh(&self, second: Second) -> bool {
+        self.second == second && self.is_fresh
+    }
+
+    /// Whether it has to be worked out for this second.
+    #[inline]
+    pub(super) fn is_of(&self, second: Second) -> bool {
+        self.second == second
+    }
+
+    /// It is lent at `now`, in a second that lasts for as long as `left`. Until the end of it nobody notes when it is lent: an idle
+    /// timeout begins then.
+    pub(super) fn begin_second(&mut self, now: Coarse, (second, left): (Second, Duration), limits: &Limits) {
+        let end = now.plus_duration(left);
+        self.second = second;
+        self.is_fresh = end <= self.trusted_until;
+        self.checked_out(if self.is_fresh { end } else { now }, limits);
+    }
+
     /// Whether it may be lent without another look.
     #[inline]
     pub(super) fn is_trusted(&self, now: Coarse) -> bool {
@@ -96,6 +121,7 @@ impl Times {
     /// Nothing speaks against it until some time has passed.
     pub(super) fn looked_at(mut self, now: Coarse, limits: &Limits) -> Self {
         let soonest = self.proved_at.plus(limits.test_after).min(now.plus(limits.sweep_every));
+        self.second = Second::NONE;
         self.trusted_until = soonest.min(self.expires_at).min(now.plus(limits.idle_timeout));
         self
     }

@@ -1,8 +1,9 @@
 //! The pools, each with eight idle connections and none of them asking a server whether it is still there.
 
 use crossbeam_queue::ArrayQueue;
-use forksafe_benches::numbers::{Nulls, Numbers};
+use forksafe_benches::numbers::{Numbers, Sockets};
 use std::hint::black_box;
+use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 
 const CONNECTIONS: u32 = 8;
@@ -22,8 +23,9 @@ impl Contender {
 pub(crate) fn contenders() -> Vec<Contender> {
     vec![
         array_queue(),
-        forksafe("forksafe", Numbers),
-        forksafe("forksafe, 1 descriptor", Nulls),
+        forksafe("forksafe", Duration::MAX, Numbers),
+        forksafe("forksafe, looks each 500 ms", Duration::from_millis(500), Numbers),
+        forksafe("forksafe, 1 descriptor", Duration::MAX, Sockets),
         r2d2(),
         bb8(),
         deadpool(),
@@ -42,8 +44,10 @@ fn array_queue() -> Contender {
     })
 }
 
-fn forksafe<M: forksafe::ManageConnection>(name: &'static str, manager: M) -> Contender {
+/// Who never looks at a connection again, as r2d2 without its test, sets `test_after` to more than any lifetime.
+fn forksafe<M: forksafe::ManageConnection>(name: &'static str, test_after: Duration, manager: M) -> Contender {
     let pool = forksafe::Pool::builder()
+        .test_after(test_after)
         .max_size(CONNECTIONS)
         .min_idle(Some(CONNECTIONS))
         .test_on_check_out(false)
