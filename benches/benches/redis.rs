@@ -3,13 +3,13 @@
 
 use forksafe::testing::PrivateRedis;
 use forksafe_benches::crowd::{Day, Done, Turns, crowd};
+use forksafe_benches::is_rehearsal;
 use std::time::Duration;
 
 const THREADS: usize = 8;
-const ROUNDS: usize = 9;
-const TIME: Duration = Duration::from_millis(700);
 
 fn main() {
+    let (rounds, time) = if is_rehearsal() { (1, Duration::from_millis(20)) } else { (9, Duration::from_millis(700)) };
     let server = PrivateRedis::start();
     let url = server.unix_url().expect("a private server has one");
     let client = redis::Client::open(url.as_str()).expect("an address of Redis");
@@ -54,9 +54,9 @@ fn main() {
     ];
     let mut done: Vec<Vec<Done>> = works.iter().map(|_| Vec::new()).collect();
     let day = Day { holds: Box::new(|| ()), thinks: Box::new(|| ()) };
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         for ((_, work), done) in works.iter().zip(&mut done) {
-            done.push(crowd(THREADS, TIME, &day, work));
+            done.push(crowd(THREADS, time, &day, work));
         }
     }
     println!("| {THREADS} threads, Redis over a unix socket | GETs in a second | p99.9, µs |\n| --- | ---: | ---: |");

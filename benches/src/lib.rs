@@ -6,3 +6,8 @@ pub mod descriptors;
 pub mod forking;
 pub mod numbers;
 pub mod subject;
+
+/// Whether this is `cargo test --benches`, which only asks whether the benchmarks still work; `cargo bench` measures.
+pub fn is_rehearsal() -> bool {
+    !std::env::args().any(|argument| argument == "--bench")
+}

@@ -31,7 +31,7 @@ enum Chore {
         #[arg(long)]
         install: bool,
     },
-    /// Formatting, lints and documentation
+    /// Formatting, lints, benchmarks that work, and documentation
     Ci,
     /// Random children that do random things for a long time, all checked all the while
     Soak {
@@ -84,5 +84,7 @@ fn run(chore: Chore) -> Result<()> {
 fn ci(sh: &Shell, steps: &mut Steps) -> Result<()> {
     steps.run(cmd!(sh, "cargo fmt --all --check"))?;
     steps.run(cmd!(sh, "cargo clippy --workspace --all-targets --all-features -- -D warnings"))?;
+    // As tests: whether they still work, in a few seconds.
+    steps.run(cmd!(sh, "cargo test --package forksafe-benches --benches"))?;
     steps.run(cmd!(sh, "env RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --all-features"))
 }

@@ -9,6 +9,7 @@ mod plot;
 use clap::Parser;
 use contenders::NAMES;
 use forksafe_benches::crowd::{Day, Done, crowd};
+use forksafe_benches::is_rehearsal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use std::{hint, thread};
@@ -122,7 +123,10 @@ impl Arguments {
 }
 
 fn main() {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
+    if is_rehearsal() {
+        (arguments.rounds, arguments.time) = (1, 20);
+    }
     println!("| threads / connections, held | pool | kops/s | p50 of the wait, µs | p99.9, µs | fairness |");
     println!("| --- | --- | ---: | ---: | ---: | ---: |");
     for (threads, connections) in CROWDS {
