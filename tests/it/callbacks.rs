@@ -78,7 +78,7 @@ fn a_child_that_was_forked_in_a_callback_starts_over() {
         for (stage, way) in all.filter(sound) {
             FORK_BY.set(way);
             let witness = Witness::start();
-            let pool = Pool::builder().max_size(2).build(Forks(witness.manager())).unwrap();
+            let pool = kit::tested().max_size(2).build(Forks(witness.manager())).unwrap();
             let before = (stage != "connect" && stage != "failing connect").then(|| session(&pool));
             let here = std::process::id();
             FORK_AT.set(stage);
@@ -141,7 +141,7 @@ fn a_child_that_was_forked_in_a_warm_up_starts_over() {
     clean_process(|| {
         let witness = Witness::start();
         let here = std::process::id();
-        let pool = Pool::new(ForksAtSecond(Forks(witness.manager()), AtomicU32::new(0))).unwrap();
+        let pool = kit::tested().build(ForksAtSecond(Forks(witness.manager()), AtomicU32::new(0))).unwrap();
         let opened = pool.warm_up(2);
         if std::process::id() != here {
             leave(|| assert_eq!((opened.unwrap(), pool.state().idle_connections), (2, 2)));
@@ -158,7 +158,7 @@ fn a_child_that_was_forked_in_a_warm_up_starts_over() {
 fn a_child_that_was_forked_in_a_callback_leaves_its_parents_queue_alone() {
     clean_process(|| {
         let witness = Witness::start();
-        let pool = Pool::builder().max_size(1).build(Forks(witness.manager())).unwrap();
+        let pool = kit::tested().max_size(1).build(Forks(witness.manager())).unwrap();
         session(&pool);
         let here = std::process::id();
         for _ in 0..40 {
@@ -240,7 +240,7 @@ impl ManageConnection for UsesPool {
 fn a_child_that_was_forked_in_a_goodbye_keeps_the_slots_that_it_has() {
     clean_process(|| {
         let witness = Witness::start();
-        let pool = POOL.get_or_init(|| Pool::new(UsesPool(witness.manager())).unwrap());
+        let pool = POOL.get_or_init(|| kit::tested().build(UsesPool(witness.manager())).unwrap());
         let here = std::process::id();
         let conn = pool.get().unwrap();
         FORK_AT.set("goodbye");
@@ -259,7 +259,7 @@ fn a_child_that_was_forked_in_maintain_takes_nothing_of_its_parents() {
     clean_process(|| {
         let witness = Witness::start();
         let lifetime = Duration::from_secs(2);
-        let builder = Pool::builder().max_size(2).max_lifetime(Some(lifetime));
+        let builder = kit::tested().max_size(2).max_lifetime(Some(lifetime));
         let pool = POOL.get_or_init(|| builder.build(UsesPool(witness.manager())).unwrap());
         let here = std::process::id();
         let old = pool.get().unwrap();
@@ -288,7 +288,7 @@ fn a_child_that_was_forked_in_a_goodbye_of_a_closed_pool_closes_nothing() {
     clean_process(|| {
         for how in ["close", "return"] {
             let witness = Witness::start();
-            let pool = Pool::builder().max_size(3).build(Forks(witness.manager())).unwrap();
+            let pool = kit::tested().max_size(3).build(Forks(witness.manager())).unwrap();
             let here = std::process::id();
             let mut lent = Some(pool.get().unwrap());
             drop([pool.get().unwrap(), pool.get().unwrap()]);
@@ -345,7 +345,7 @@ fn a_connection_under_test_keeps_its_number_in_a_child() {
     }
     clean_process(|| {
         let witness = Witness::start();
-        let pool = Pool::new(Looks(witness.manager())).unwrap();
+        let pool = kit::tested().build(Looks(witness.manager())).unwrap();
         drop(pool.get().unwrap());
         drop(pool.get().unwrap());
         assert_eq!(pool.state().connections, 1);
@@ -466,7 +466,7 @@ fn an_exit_handler_that_closes_the_pool_in_a_child_says_nothing() {
     }
     clean_process(|| {
         let witness = Witness::start();
-        let pool = POOL.get_or_init(|| Pool::new(witness.manager()).unwrap());
+        let pool = POOL.get_or_init(|| kit::tested().build(witness.manager()).unwrap());
         let mut held = pool.get().unwrap();
         let (lent, idle) = (held.ask("lent").unwrap().connection, kit::ask(pool));
         // SAFETY: the handler is a function that stays.

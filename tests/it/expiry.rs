@@ -1,5 +1,6 @@
 //! Age and rest, on a clock that the tests move: what is lent, what is closed, and by whom.
 
+use crate::kit::tested;
 use forksafe::fork::Descriptors;
 use forksafe::testing::{advance_clock, clean_process};
 use forksafe::{ManageConnection, Pool, PooledConnection};
@@ -142,7 +143,7 @@ fn a_bursts_surplus_is_closed_by_ordinary_traffic() {
 #[test]
 fn what_min_idle_keeps_is_lent() {
     clean_process(|| {
-        let pool = Pool::builder()
+        let pool = tested()
             .max_size(5)
             .min_idle(Some(3))
             .idle_timeout(Some(MINUTE))

@@ -35,7 +35,7 @@ impl ManageConnection for Counts {
 }
 
 fn pool_of(address: SocketAddr) -> Pool<Counts> {
-    Pool::builder().max_size(8).build(Counts(address, AtomicU32::new(0))).unwrap()
+    kit::tested().max_size(8).build(Counts(address, AtomicU32::new(0))).unwrap()
 }
 
 fn is_live(fd: RawFd) -> bool {

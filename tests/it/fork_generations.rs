@@ -1,7 +1,7 @@
 //! Row 29, the long way: a host that forks each generation from the last, as Pitchfork does.
 
 use crate::kit::{self, leave};
-use forksafe::Pool;
+
 use forksafe::postgres::PostgresManager;
 use forksafe::testing::{self, PrivatePostgres, clean_process};
 use postgres::NoTls;
@@ -22,7 +22,7 @@ fn three_hundred_generations_end_with_as_many_descriptors_as_the_third() {
     const GENERATIONS: usize = 300;
     clean_process(|| {
         let server = PrivatePostgres::start_with(&[]);
-        let pool = Pool::builder().max_size(1).build(PostgresManager::new(server.config(), NoTls)).unwrap();
+        let pool = kit::tested().max_size(1).build(PostgresManager::new(server.config(), NoTls)).unwrap();
         let (mut report, mut tell) = std::io::pipe().unwrap();
         let mut counts = Vec::new();
         while counts.len() < GENERATIONS {
@@ -49,7 +49,7 @@ fn three_hundred_generations_end_with_as_many_descriptors_as_the_third() {
 /// A row that was fetched before the fork, dropped so many generations later: it writes to its client's eventfd, by number.
 fn drops_after(generations: u32) -> (bool, Vec<u8>) {
     let server = PrivatePostgres::start_with(&[]);
-    let pool = Pool::builder().max_size(1).build(PostgresManager::new(server.config(), NoTls)).unwrap();
+    let pool = kit::tested().max_size(1).build(PostgresManager::new(server.config(), NoTls)).unwrap();
     let before: Vec<RawFd> = testing::descriptors(std::process::id()).into_keys().collect();
     let mut client = pool.get().unwrap();
     let row = client.query_one("SELECT 1", &[]).unwrap();

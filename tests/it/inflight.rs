@@ -1,6 +1,6 @@
 //! Row 6: the fork comes while another thread is in the middle of something.
 
-use crate::kit::{Door, WhenDropped, ask, ways};
+use crate::kit::{self, Door, WhenDropped, ask, ways};
 use forksafe::fork::Descriptors;
 use forksafe::testing::{self, Way, Witness, WitnessClient, WitnessManager, clean_process};
 use forksafe::{ManageConnection, Pool};
@@ -84,7 +84,7 @@ fn stops_at(witness: &Witness, stage: Stage) -> Arc<StopsOnce> {
 
 /// A pool whose one slot the other thread has at the fork.
 fn single(manager: &Arc<StopsOnce>) -> Pool<Manager> {
-    let builder = Pool::builder().max_size(1).connection_timeout(testing::patience() / 2);
+    let builder = kit::tested().max_size(1).connection_timeout(testing::patience() / 2);
     builder.build(Manager(Arc::clone(manager))).unwrap()
 }
 
@@ -122,7 +122,7 @@ fn a_connect_that_overlaps_a_fork_is_done_again() {
         for way in ways() {
             let witness = Witness::start();
             let manager = stops_at(&witness, Stage::Connect);
-            let pool = Pool::new(Manager(Arc::clone(&manager))).unwrap();
+            let pool = kit::tested().build(Manager(Arc::clone(&manager))).unwrap();
             let child = fork_during(&pool, &manager, way, || drop(pool.get().unwrap()));
             let connects = if is_noticed(way) { 2 } else { 1 };
             assert_eq!(manager.connects.load(SeqCst), connects, "{way}; the child's own do not count here");
@@ -143,7 +143,7 @@ fn an_overlapped_socket_is_dead_although_a_child_still_holds_it() {
     clean_process(|| {
         let witness = Witness::start();
         let manager = stops_at(&witness, Stage::Connect);
-        let pool = Pool::new(Manager(Arc::clone(&manager))).unwrap();
+        let pool = kit::tested().build(Manager(Arc::clone(&manager))).unwrap();
         let leave = Door::new();
         thread::scope(|scope| {
             let busy = scope.spawn(|| drop(pool.get().unwrap()));
@@ -201,7 +201,7 @@ fn a_fork_during_a_close_leaves_no_child_with_the_socket() {
         for (way, how) in ways().flat_map(|way| hows.map(|how| (way, how))) {
             let witness = Witness::start();
             let manager = stops_at(&witness, Stage::Close);
-            let pool = Pool::new(Manager(Arc::clone(&manager))).unwrap();
+            let pool = kit::tested().build(Manager(Arc::clone(&manager))).unwrap();
             let here = session(&pool);
             let leave = Door::new();
             thread::scope(|scope| {
@@ -232,11 +232,11 @@ fn a_fork_during_a_build_harms_nobody() {
         for way in ways() {
             let witness = Witness::start();
             let manager = stops_at(&witness, Stage::Connect);
-            let other = Pool::new(witness.manager()).unwrap();
+            let other = kit::tested().build(witness.manager()).unwrap();
             let before = ask(&other);
             thread::scope(|scope| {
                 let built = scope.spawn(|| {
-                    Pool::builder().max_size(3).min_idle(Some(2)).build(Manager(Arc::clone(&manager))).unwrap()
+                    kit::tested().max_size(3).min_idle(Some(2)).build(Manager(Arc::clone(&manager))).unwrap()
                 });
                 manager.stopped.pass();
                 let child = way.child(|| ask(&other)).outcome();
@@ -330,7 +330,7 @@ fn a_connect_in_the_middle_of_a_long_fork_is_done_eight_times_and_then_kept() {
         held_up::begin();
         let witness = Witness::start();
         let manager = Counts { inner: witness.manager(), connects: AtomicU32::new(0), takes_its_time: false };
-        let pool = Pool::new(manager).unwrap();
+        let pool = kit::tested().build(manager).unwrap();
         forksafe::fork::generation();
         let kept = held_up::fork(|| pool.get().unwrap().ask("still").unwrap().connection);
         assert_eq!(pool.manager().connects.load(SeqCst), 8);
@@ -346,7 +346,7 @@ fn an_overlapped_connect_is_not_done_again_after_its_deadline() {
         held_up::begin();
         let witness = Witness::start();
         let manager = Counts { inner: witness.manager(), connects: AtomicU32::new(0), takes_its_time: true };
-        let pool = Pool::new(manager).unwrap();
+        let pool = kit::tested().build(manager).unwrap();
         forksafe::fork::generation();
         held_up::fork(|| drop(pool.get_timeout(std::time::Duration::from_secs(3)).unwrap()));
         assert_eq!(pool.manager().connects.load(SeqCst), 1);

@@ -1,11 +1,17 @@
 //! What several tests need.
 
-use forksafe::Pool;
 use forksafe::testing::{Way, WitnessManager};
+use forksafe::{Builder, ManageConnection, Pool};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// A builder of pools that test each connection at each checkout.
+pub(crate) fn tested<M: ManageConnection>() -> Builder<M> {
+    Pool::builder().test_after(Duration::ZERO)
+}
 
 /// A door between processes: whoever comes to it waits until somebody opens it for one.
 pub(crate) struct Door(OwnedFd, OwnedFd);

@@ -1,10 +1,10 @@
 //! Rows 3, 4, 5, 16: connections that were lent when the fork came.
 
 use crate::churn::sockets_to;
-use crate::kit::{Door, WhenDropped, ways};
+use crate::kit::{self, Door, WhenDropped, ways};
 use crate::servers::{Server, scenarios};
 use forksafe::testing::{self, Outcome, Witness, clean_process};
-use forksafe::{ManageConnection, Pool, PooledConnection, fork};
+use forksafe::{ManageConnection, PooledConnection, fork};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -265,7 +265,7 @@ fn an_inherited_client_is_let_be() {
         }
     }
     clean_process(|| {
-        let pool = Pool::new(Notices).unwrap();
+        let pool = kit::tested().build(Notices).unwrap();
         let mut held = Some(pool.get().unwrap());
         let mut guarded = Some(fork::Guarded::new(Touched, |_| fork::Descriptors::none()).unwrap());
         let touched = testing::child(|| {
@@ -285,7 +285,7 @@ fn numbers_of_lent_connections_stay_taken_and_those_of_idle_ones_are_free() {
         let witness = Witness::start();
         // Taken out of the rack by way of the test, and as it is.
         for test in [true, false] {
-            let builder = Pool::builder().max_size(3).min_idle(Some(3)).test_on_check_out(test);
+            let builder = kit::tested().max_size(3).min_idle(Some(3)).test_on_check_out(test);
             let pool = builder.build(witness.manager()).unwrap();
             // SAFETY: takes numbers.
             let is_open = |number: &i32| unsafe { libc::fcntl(*number, libc::F_GETFD) >= 0 };

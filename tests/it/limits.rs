@@ -1,6 +1,6 @@
 //! Bad input, dead servers, full tables: each a clear error in time, and the pool usable afterwards. Row 24 and 25.
 
-use crate::kit::{Door, ask};
+use crate::kit::{self, Door, ask};
 use crate::redis_fake::{Fake, Says, says};
 use crate::servers::Server;
 use forksafe::fork::Descriptors;
@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 fn redis_pool(url: &str) -> Pool<redis::Client> {
-    Pool::new(redis::Client::open(url).unwrap()).unwrap()
+    kit::tested().build(redis::Client::open(url).unwrap()).unwrap()
 }
 
 /// The error of a get within `timeout`; generous, but far from the next thing that could end it.
@@ -61,7 +61,7 @@ fn settings_that_make_no_sense_are_refused() {
 fn an_enormous_timeout_works_and_a_zero_one_only_lends_what_is_idle() {
     clean_process(|| {
         let redis = PrivateRedis::start();
-        let pool = Pool::builder().connection_timeout(Duration::MAX).build(redis.manager()).unwrap();
+        let pool = kit::tested().connection_timeout(Duration::MAX).build(redis.manager()).unwrap();
         assert!(pool.get_timeout(Duration::ZERO).unwrap_err().is_timeout(), "nothing is idle");
         let session = PrivateRedis::session(&pool);
         let mut idle = pool.get_timeout(Duration::ZERO).unwrap();
@@ -227,7 +227,7 @@ fn a_connection_that_drips_or_falls_silent_fails_its_test_in_time() {
                 }
                 _ => Says::Silence,
             });
-            let pool = Pool::new(fake.client()).unwrap();
+            let pool = kit::tested().build(fake.client()).unwrap();
             drop(pool.get().unwrap());
             let error = fails_within(&pool, Duration::from_millis(500));
             assert!(error.is_timeout() || error.is_connect(), "{error}");
@@ -244,7 +244,7 @@ fn a_server_that_dies_in_the_middle_of_a_reply_is_given_up_at_once() {
             let _ = stream.read(&mut [0; 1024]);
             let _ = stream.write_all(b"+O");
         });
-        let pool = Pool::builder().connection_timeout(Duration::MAX);
+        let pool = kit::tested().connection_timeout(Duration::MAX);
         let pool = pool.build(redis::Client::open(format!("redis://{address}/")).unwrap()).unwrap();
         let begin = Instant::now();
         assert!(pool.get().unwrap_err().is_connect());
@@ -257,7 +257,7 @@ fn a_server_that_dies_in_the_middle_of_a_reply_is_given_up_at_once() {
 fn a_pool_without_patience_keeps_its_connections() {
     clean_process(|| {
         let redis = PrivateRedis::start();
-        let pool = Pool::builder().connection_timeout(Duration::ZERO).build(redis.manager()).unwrap();
+        let pool = kit::tested().connection_timeout(Duration::ZERO).build(redis.manager()).unwrap();
         let session = PrivateRedis::ask(&mut pool.get_timeout(Duration::from_secs(10)).unwrap());
         for _ in 0..5 {
             assert_eq!(PrivateRedis::session(&pool), session);
@@ -406,7 +406,7 @@ fn a_host_that_was_given_up_leaves_nothing_of_itself() {
         });
         let witness = Witness::start();
         let (first, second) = (first.parse().unwrap(), witness.manager());
-        let pool = Pool::new(TwoHosts { first, second, copy: Mutex::default() }).unwrap();
+        let pool = kit::tested().build(TwoHosts { first, second, copy: Mutex::default() }).unwrap();
         let mut held = Some(pool.get().unwrap());
         let here = held.as_mut().unwrap().ask("here").unwrap().connection;
         let end = ended.recv_timeout(testing::patience()).expect("the first host sees the end");

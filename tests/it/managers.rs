@@ -1,8 +1,9 @@
 //! Managers as people write them: each method overridden alone, clients replaced or swapped through a guard (row 33).
 
+use crate::kit;
 use forksafe::fork::Descriptors;
 use forksafe::testing::{self, Witness, WitnessClient, WitnessManager, assert_nothing_shared, clean_process};
-use forksafe::{Attempt, Deadline, ManageConnection, Pool, PooledConnection};
+use forksafe::{Attempt, Deadline, ManageConnection, PooledConnection};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -60,7 +61,7 @@ newtype!(OverridesTheTest {
 
 /// Idle and lent connections of the parent are dead in the child, whoever made the manager.
 fn is_protected<M: ManageConnection<Connection = WitnessClient>>(witness: &Witness, make: fn(WitnessManager) -> M) {
-    let pool = Pool::builder().max_size(3).require_known_descriptors(true).build(make(witness.manager())).unwrap();
+    let pool = kit::tested().max_size(3).require_known_descriptors(true).build(make(witness.manager())).unwrap();
     let mut held = pool.get().unwrap();
     held.ask("before").unwrap();
     drop(pool.get().unwrap());
@@ -94,14 +95,14 @@ fn a_manager_that_names_its_descriptors_in_any_way_is_protected() {
 fn unknown_descriptors_are_counted_shown_and_refused_if_asked() {
     clean_process(|| {
         let witness = Witness::start();
-        let pool = Pool::builder().max_size(2).build(NamesNothing(witness.manager())).unwrap();
+        let pool = kit::tested().max_size(2).build(NamesNothing(witness.manager())).unwrap();
         let held = pool.get().unwrap();
         assert_eq!(pool.state().unknown_descriptors, 1);
         assert!(format!("{pool:?}").contains("unknown_descriptors: 1"), "{pool:?}");
         PooledConnection::discard(held);
         assert_eq!(pool.state().unknown_descriptors, 0);
 
-        let strict = Pool::builder().require_known_descriptors(true).build(NamesNothing(witness.manager())).unwrap();
+        let strict = kit::tested().require_known_descriptors(true).build(NamesNothing(witness.manager())).unwrap();
         let error = strict.get().unwrap_err();
         assert!(error.is_unprotected() && error.to_string().contains("require_known_descriptors"), "{error}");
         assert_eq!((strict.state().connections, strict.state().unknown_descriptors), (0, 0));
@@ -114,7 +115,7 @@ fn unknown_descriptors_are_counted_shown_and_refused_if_asked() {
 fn a_client_that_takes_anothers_place_is_protected() {
     clean_process(|| {
         let witness = Witness::start();
-        let pool = Pool::builder().max_size(1).build(ShowsItsSocket(witness.manager())).unwrap();
+        let pool = kit::tested().max_size(1).build(ShowsItsSocket(witness.manager())).unwrap();
         for says_so in [false, true] {
             let mut conn = pool.get().unwrap();
             *conn = pool.manager().connect().unwrap();
@@ -160,7 +161,7 @@ fn a_client_that_reconnected_by_itself_is_protected_from_its_next_test_on() {
     }
     clean_process(|| {
         let witness = Witness::start();
-        let pool = Pool::builder().max_size(1).build(Reconnects(witness.manager())).unwrap();
+        let pool = kit::tested().max_size(1).build(Reconnects(witness.manager())).unwrap();
         let mut conn = pool.get().unwrap();
         *conn = None;
         *conn = Some(WitnessClient::connect(witness.address()).unwrap());
@@ -181,7 +182,7 @@ fn a_client_that_reconnected_by_itself_is_protected_from_its_next_test_on() {
 fn guards_that_exchanged_their_clients_do_not_kill_each_other() {
     clean_process(|| {
         let witness = Witness::start();
-        let pool = Pool::builder().max_size(2).build(NamesDescriptors(witness.manager())).unwrap();
+        let pool = kit::tested().max_size(2).build(NamesDescriptors(witness.manager())).unwrap();
         let (mut one, mut two) = (pool.get().unwrap(), pool.get().unwrap());
         let session = one.ask("who am I").unwrap().connection;
         std::mem::swap(&mut *one, &mut *two);

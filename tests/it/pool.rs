@@ -1,6 +1,6 @@
 //! The pool in one process: who is served, what is closed when, what is counted.
 
-use crate::kit::{WhenDropped, ask};
+use crate::kit::{WhenDropped, ask, tested};
 use forksafe::fork::Descriptors;
 use forksafe::testing::{self, Witness, clean_process};
 use forksafe::{ManageConnection, Pool, PooledConnection};
@@ -198,7 +198,7 @@ fn a_panic_while_returning_or_closing_loses_no_slot() {
         }
     }
     for stage in ["is_valid", "has_broken", "close"] {
-        let pool = Pool::builder().max_size(1).connection_timeout(Duration::from_secs(5)).build(Panics(stage)).unwrap();
+        let pool = tested().max_size(1).connection_timeout(Duration::from_secs(5)).build(Panics(stage)).unwrap();
         for _ in 0..3 {
             // Fresh or idle, there is one to be had each time; that the test of an idle one panics is a panic of `get`.
             let unwinds =
@@ -220,7 +220,7 @@ fn a_panic_while_returning_or_closing_loses_no_slot() {
 
 #[test]
 fn with_no_time_the_next_idle_connection_is_tried_when_one_is_not_fit() {
-    let pool = Pool::builder().max_size(3).build(Numbers::default()).unwrap();
+    let pool = tested().max_size(3).build(Numbers::default()).unwrap();
     let held = [pool.get().unwrap(), pool.get().unwrap()];
     drop(held);
     pool.manager().invalid.store(2, SeqCst);
@@ -230,7 +230,7 @@ fn with_no_time_the_next_idle_connection_is_tried_when_one_is_not_fit() {
 
 #[test]
 fn an_invalid_connection_is_replaced_before_it_is_lent() {
-    let pool = Pool::builder().max_size(1).build(Numbers::default()).unwrap();
+    let pool = tested().max_size(1).build(Numbers::default()).unwrap();
     drop(pool.get().unwrap());
     pool.manager().invalid.store(1, SeqCst);
     assert_eq!(pool.get().unwrap().0, 2);

@@ -25,7 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 fn pool_of(config: Config) -> Pool<PostgresManager<NoTls>> {
-    Pool::new(PostgresManager::new(config, NoTls)).unwrap()
+    kit::tested().build(PostgresManager::new(config, NoTls)).unwrap()
 }
 
 fn session(client: &mut Client) -> i32 {
@@ -211,7 +211,7 @@ fn the_alarm_of_a_host_that_was_given_up_ends_nobody_elses_socket() {
         let tls = GivesUp(Arc::default());
         let pairs = Arc::clone(&tls.0);
         let text = format!("host=127.0.0.1,127.0.0.1 port={first},{} user=x sslmode=require", second.port());
-        let pool = Pool::new(PostgresManager::new(text.parse().unwrap(), tls)).unwrap();
+        let pool = kit::tested().build(PostgresManager::new(text.parse().unwrap(), tls)).unwrap();
         let error = pool.get_timeout(Duration::from_secs(2)).map(drop).unwrap_err();
         println!("{error}");
         for (here, there) in pairs.lock().unwrap().iter_mut() {
@@ -227,7 +227,7 @@ fn a_guard_that_is_dropped_in_async_code_does_not_panic() {
     clean_process(|| {
         let server = PrivatePostgres::start();
         let manager = PostgresManager::new(server.config(), NoTls).on_return(OnReturn::RollBack);
-        let pool = Pool::new(manager).unwrap();
+        let pool = kit::tested().build(manager).unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
             let theirs = pool.clone();
@@ -245,7 +245,7 @@ fn a_pool_without_a_timeout_keeps_the_connections_that_it_resets() {
         let port = far_away(server.port().unwrap(), Duration::ZERO, Duration::from_millis(20));
         let config = format!("host=127.0.0.1 port={port} user=postgres").parse().unwrap();
         let manager = PostgresManager::new(config, NoTls).on_return(OnReturn::RollBack);
-        let pool = Pool::builder().connection_timeout(Duration::ZERO).build(manager).unwrap();
+        let pool = kit::tested().connection_timeout(Duration::ZERO).build(manager).unwrap();
         let first = session(&mut pool.get_timeout(Duration::from_secs(10)).unwrap());
         let second = session(&mut pool.get_timeout(Duration::from_secs(10)).unwrap());
         assert_eq!(first, second);
@@ -257,7 +257,7 @@ fn a_session_that_discards_all_keeps_no_news_for_the_next_holder() {
     clean_process(|| {
         let server = PrivatePostgres::start();
         let manager = PostgresManager::new(server.config(), NoTls).on_return(OnReturn::DiscardAll);
-        let pool = Pool::builder().max_size(1).build(manager).unwrap();
+        let pool = kit::tested().max_size(1).build(manager).unwrap();
         let mut conn = pool.get().unwrap();
         conn.batch_execute("LISTEN news; NOTIFY news, 'for the first holder'").unwrap();
         drop(conn);
@@ -439,7 +439,7 @@ fn a_get_that_comes_upon_an_expired_connection_keeps_its_timeout() {
     clean_process(|| {
         let server = PrivatePostgres::start();
         let manager = PostgresManager::new(server.config(), NoTls);
-        let pool = Pool::builder().max_size(1).idle_timeout(Some(Duration::from_millis(100))).build(manager).unwrap();
+        let pool = kit::tested().max_size(1).idle_timeout(Some(Duration::from_millis(100))).build(manager).unwrap();
         let mut conns = [pool.get().unwrap()];
         let _stopped = stopped(&mut conns);
         drop(conns);
@@ -626,7 +626,7 @@ impl forksafe::ManageConnection for Counts {
 fn a_manager_behind_an_arc_resets_discards_and_says_goodbye() {
     clean_process(|| {
         let manager = Arc::new(Counts(AtomicI32::new(0), AtomicI32::new(0)));
-        let pool = Pool::builder().max_size(1).build(Arc::clone(&manager)).unwrap();
+        let pool = kit::tested().max_size(1).build(Arc::clone(&manager)).unwrap();
         assert_eq!(*pool.get().unwrap(), 0);
         assert_eq!(GOODBYES.load(SeqCst), 1, "the first is discarded");
         assert_eq!(*pool.get().unwrap(), 1);

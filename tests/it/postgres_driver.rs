@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 type Manager = PostgresManager<NoTls>;
 
 fn pool_of(config: Config) -> Pool<Manager> {
-    Pool::new(PostgresManager::new(config, NoTls)).unwrap()
+    kit::tested().build(PostgresManager::new(config, NoTls)).unwrap()
 }
 
 /// A number that was never asked for, and its answer.
@@ -404,7 +404,7 @@ impl MakeTlsConnect<Socket> for ForksOnce {
 fn a_child_that_was_forked_during_a_connect_starts_over() {
     clean_process(|| {
         let server = PrivatePostgres::start_with(&[]);
-        let pool = Pool::new(PostgresManager::new(server.config(), ForksOnce)).unwrap();
+        let pool = kit::tested().build(PostgresManager::new(server.config(), ForksOnce)).unwrap();
         let parent = std::process::id();
         let mut conn = pool.get().unwrap();
         let here = session(&mut conn);
@@ -485,7 +485,7 @@ fn the_deadline_of_a_reset_does_not_end_the_connection() {
     clean_process(|| {
         let server = PrivatePostgres::start_with(&[]);
         let manager = PostgresManager::new(server.config(), NoTls).on_return(OnReturn::RollBack);
-        let pool = Pool::builder().max_size(1).connection_timeout(Duration::from_secs(1)).build(manager).unwrap();
+        let pool = kit::tested().max_size(1).connection_timeout(Duration::from_secs(1)).build(manager).unwrap();
         let here = session(&mut pool.get().unwrap());
         let mut conn = pool.get().unwrap();
         conn.batch_execute("SELECT pg_sleep(1.5)").unwrap();
@@ -548,7 +548,7 @@ fn a_reset_that_is_not_answered_is_given_up_in_time() {
     clean_process(|| {
         let server = PrivatePostgres::start_with(&[]);
         let manager = PostgresManager::new(server.config(), NoTls).on_return(OnReturn::RollBack);
-        let pool = Pool::builder().connection_timeout(Duration::from_secs(2)).build(manager).unwrap();
+        let pool = kit::tested().connection_timeout(Duration::from_secs(2)).build(manager).unwrap();
         let mut conn = pool.get().unwrap();
         let stopped = Stopped::the_backend_of(&mut conn);
         let begin = Instant::now();
@@ -625,7 +625,7 @@ fn a_wrong_password_is_told_at_once_and_the_right_one_serves_children_too() {
 fn a_server_that_is_away_at_first_is_an_error_in_time_and_then_works() {
     clean_process(|| {
         let mut server = PrivatePostgres::start_with(&["-c", "max_connections=50"]);
-        let pool = server.pool();
+        let pool = kit::tested().build(PostgresManager::new(server.config(), NoTls)).unwrap();
         answers(&mut pool.get().unwrap()).unwrap();
         let (refused, back) = (kit::Door::new(), kit::Door::new());
         let child = testing::child(|| {
@@ -812,7 +812,7 @@ fn a_connection_that_may_be_spoilt_is_not_lent_again() {
     clean_process(|| {
         let server = PrivatePostgres::start_with(&[]);
         let pool =
-            Pool::builder().test_on_check_out(false).max_size(1).build(PostgresManager::new(server.config(), NoTls));
+            kit::tested().test_on_check_out(false).max_size(1).build(PostgresManager::new(server.config(), NoTls));
         let pool = pool.unwrap();
         let first = session(&mut pool.get().unwrap());
         let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -833,7 +833,7 @@ fn a_connection_that_may_be_spoilt_is_not_lent_again() {
 
 fn pool_with(server: &PrivatePostgres, on_return: OnReturn) -> Pool<Manager> {
     let manager = PostgresManager::new(server.config(), NoTls).on_return(on_return);
-    Pool::builder().max_size(1).build(manager).unwrap()
+    kit::tested().max_size(1).build(manager).unwrap()
 }
 
 /// Whether the session is in a transaction: only then do two statements have the same start of it.
@@ -876,7 +876,7 @@ fn a_reset_of_a_clean_session_leaves_no_word_in_the_log() {
             NOTICES.fetch_add(1, SeqCst);
         });
         let manager = PostgresManager::new(config, NoTls).on_return(OnReturn::DiscardAll);
-        let pool = Pool::new(manager).unwrap();
+        let pool = kit::tested().build(manager).unwrap();
         for _ in 0..5 {
             answers(&mut pool.get().unwrap()).unwrap();
         }

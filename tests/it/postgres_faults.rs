@@ -21,7 +21,7 @@ fn manager_of(config: Config) -> Manager {
 }
 
 fn pool_of(manager: Manager) -> Pool<Manager> {
-    Pool::builder().max_size(1).build(manager).unwrap()
+    kit::tested().max_size(1).build(manager).unwrap()
 }
 
 fn session(client: &mut Client) -> i32 {

@@ -1,9 +1,9 @@
 //! Row 38, in part: signals rain on a thread that connects, tests, resets and says goodbye.
 
-use crate::kit::StopOnDrop;
+use crate::kit::{self, StopOnDrop};
+use forksafe::PooledConnection;
 use forksafe::postgres::{OnReturn, PostgresManager};
 use forksafe::testing::{PrivatePostgres, clean_process};
-use forksafe::{Pool, PooledConnection};
 use postgres::NoTls;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -82,7 +82,7 @@ fn signals_interrupt_nothing() {
             [0, libc::SA_RESTART].into_iter().flat_map(|flags| configs.each_ref().map(|c| (flags, c)))
         {
             let manager = PostgresManager::new(config.clone(), NoTls).on_return(OnReturn::DiscardAll);
-            let pool = Pool::builder().max_size(1).build(manager).unwrap();
+            let pool = kit::tested().max_size(1).build(manager).unwrap();
             let before = SIGNALS.load(SeqCst);
             in_the_rain(flags, || {
                 let mut last = 0;

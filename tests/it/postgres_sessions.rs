@@ -1,5 +1,6 @@
 //! What each way of cleaning a session leaves to the next holder: each line of the table beside `OnReturn`.
 
+use crate::kit;
 use forksafe::postgres::{OnReturn, PostgresManager};
 use forksafe::testing::{PrivatePostgres, clean_process};
 use forksafe::{Fault, ManageConnection, Pool};
@@ -10,7 +11,7 @@ fn pool_of(server: &PrivatePostgres, on_return: OnReturn) -> Pool<PostgresManage
     let mut config = server.config();
     config.options("-c statement_timeout=7s");
     let manager = PostgresManager::new(config, NoTls).on_return(on_return);
-    Pool::builder().max_size(1).build(manager).unwrap()
+    kit::tested().max_size(1).build(manager).unwrap()
 }
 
 /// Everything that a holder can leave.

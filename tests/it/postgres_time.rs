@@ -4,7 +4,7 @@ use crate::churn::sockets_to;
 use crate::kit;
 use forksafe::postgres::{self as pg, OnReturn, PostgresManager};
 use forksafe::testing::{self, PrivatePostgres, clean_process};
-use forksafe::{Deadline, ManageConnection, Pool, PooledConnection};
+use forksafe::{Deadline, ManageConnection, PooledConnection};
 use postgres::{Client, Config, NoTls};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -58,7 +58,7 @@ fn hosts_of_all_kinds_together_keep_the_deadline() {
             ("a name and a unix socket", text(&["localhost", unix, "localhost"], &[a, a, m])),
             ("hostaddr", format!("hostaddr=127.0.0.1,127.0.0.1,127.0.0.1 port={a},{m},{a} user=x")),
         ] {
-            let pool = Pool::new(Manager::new(text.parse().unwrap(), NoTls)).unwrap();
+            let pool = kit::tested().build(Manager::new(text.parse().unwrap(), NoTls)).unwrap();
             let begin = Instant::now();
             let error = pool.get_timeout(Duration::from_secs(2)).map(drop).unwrap_err();
             let took = begin.elapsed();
@@ -95,7 +95,7 @@ fn a_name_with_ten_addresses_beside_a_unix_socket_keeps_the_deadline() {
         std::fs::remove_file(&names).unwrap();
         let folder = std::env::temp_dir();
         let text = format!("host=ten.invalid,{} port={port} user=x", folder.display());
-        let pool = Pool::new(Manager::new(text.parse().unwrap(), NoTls)).unwrap();
+        let pool = kit::tested().build(Manager::new(text.parse().unwrap(), NoTls)).unwrap();
         let begin = Instant::now();
         let error = pool.get_timeout(Duration::from_secs(2)).map(drop).unwrap_err();
         assert!(begin.elapsed() < Duration::from_millis(3500), "{:?} for 2 s: {error:#}", begin.elapsed());
@@ -116,7 +116,7 @@ fn a_unix_socket_among_names_leaves_time_for_it() {
             if load_balance == "random" {
                 config.load_balance_hosts(postgres::config::LoadBalanceHosts::Random);
             }
-            let pool = Pool::new(Manager::new(config.clone(), NoTls)).unwrap();
+            let pool = kit::tested().build(Manager::new(config.clone(), NoTls)).unwrap();
             session(&mut pool.get_timeout(Duration::from_secs(4)).unwrap());
         }
     });
@@ -146,7 +146,7 @@ fn a_silent_session_fails_its_test_within_the_time_that_is_given_and_ends_at_onc
         for query in [None, Some("SELECT 1")] {
             let manager = Manager::new(server.config(), NoTls);
             let manager = query.into_iter().fold(manager, |manager, query| manager.test_query(query));
-            let pool = Pool::builder().max_size(3).build(manager.clone()).unwrap();
+            let pool = kit::tested().max_size(3).build(manager.clone()).unwrap();
             let (mut ours, mut replaced) = (pool.get().unwrap(), pool.get().unwrap());
             let mut theirs = server.config().connect(NoTls).unwrap();
             *replaced = server.config().connect(NoTls).unwrap();
@@ -176,7 +176,7 @@ fn clients_that_were_swapped_keep_their_deadlines_apart() {
     clean_process(|| {
         let server = PrivatePostgres::start_with(&[]);
         let manager = Manager::new(server.config(), NoTls).on_return(OnReturn::RollBack);
-        let pool = Pool::builder().max_size(2).connection_timeout(Duration::from_millis(700)).build(manager).unwrap();
+        let pool = kit::tested().max_size(2).connection_timeout(Duration::from_millis(700)).build(manager).unwrap();
         let (mut one, mut two) = (pool.get().unwrap(), pool.get().unwrap());
         std::mem::swap(&mut *one, &mut *two);
         let stopped = Stopped::the_backend_of(&mut one);
@@ -215,9 +215,8 @@ fn a_manager_that_wraps_ours_is_protected_and_keeps_its_deadlines() {
     clean_process(|| {
         let server = PrivatePostgres::start_with(&[]);
         let port = server.port().unwrap();
-        let pool = |text: String| {
-            Pool::builder().max_size(1).build(Wraps(Manager::new(text.parse().unwrap(), NoTls))).unwrap()
-        };
+        let pool =
+            |text: String| kit::tested().max_size(1).build(Wraps(Manager::new(text.parse().unwrap(), NoTls))).unwrap();
         let wrapped = pool(format!("host=localhost port={port} user=postgres"));
         let mut held = wrapped.get().unwrap();
         let here = session(&mut held);

@@ -1,5 +1,6 @@
 //! Row 23: a hundred children of one parent want their connections at the same moment.
 
+use crate::kit;
 use crate::servers::Server;
 use forksafe::testing::{self, Address, PrivatePostgres, PrivateRedis, Steps, Tap, Witness, clean_process};
 use forksafe::{Builder, ManageConnection, Pool, postgres::PostgresManager};
@@ -20,7 +21,7 @@ const ALL: usize = CHILDREN * SIZE + 1;
 const FEW: usize = 60;
 
 fn pool<M: ManageConnection>(manager: M) -> Pool<M> {
-    let builder: Builder<M> = Pool::builder().max_size(SIZE as u32).connection_timeout(testing::patience() * 3 / 4);
+    let builder: Builder<M> = kit::tested().max_size(SIZE as u32).connection_timeout(testing::patience() * 3 / 4);
     builder.build(manager).unwrap()
 }
 

@@ -1,10 +1,11 @@
 //! An error is an answer; no answer, or half of one, is given up in time; and nobody is shown another's.
 
+use crate::kit;
 use crate::redis_fake::{Fake, Says, says, usual};
 use crate::servers::Server;
 use forksafe::redis::RedisManager;
 use forksafe::testing::{self, PrivateRedis, clean_process};
-use forksafe::{Deadline, ManageConnection, Pool, PooledConnection};
+use forksafe::{Deadline, ManageConnection, PooledConnection};
 use redis::cmd;
 use std::error::Error as _;
 use std::io::{Read, Write};
@@ -14,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 fn cycles(client: redis::Client) {
-    let pool = Pool::builder().max_size(2).build(client).unwrap();
+    let pool = kit::tested().max_size(2).build(client).unwrap();
     for n in 0..20 {
         let mut conn = pool.get().unwrap_or_else(|error| panic!("cycle {n}: {error:#}"));
         cmd("GET").arg("key").exec(&mut conn).unwrap_or_else(|error| panic!("cycle {n}: {error}"));
@@ -87,7 +88,7 @@ fn a_real_account_that_may_do_little_keeps_its_connection() {
             let rule = [&["reset", "on", ">pw", "~*"], allowed].concat();
             cmd("ACL").arg("SETUSER").arg("app").arg(&rule).exec(&mut admin).unwrap();
             let before = redis.open().len();
-            let pool = Pool::builder()
+            let pool = kit::tested()
                 .max_size(2)
                 .build(redis::Client::open(format!("redis://app:pw@{}/", redis.address())).unwrap());
             let pool = pool.unwrap();
@@ -135,7 +136,7 @@ fn a_server_in_trouble_keeps_its_connections() {
 fn a_busy_redis_is_not_stormed() {
     clean_process(|| {
         let redis = PrivateRedis::start_with(&["--busy-reply-threshold", "1"]);
-        let pool = Pool::builder().max_size(2).build(redis.manager()).unwrap();
+        let pool = kit::tested().max_size(2).build(redis.manager()).unwrap();
         let session = PrivateRedis::session(&pool);
         let (mut runs, mut admin) =
             (redis.manager().get_connection().unwrap(), redis.manager().get_connection().unwrap());
@@ -188,7 +189,7 @@ fn no_error_shows_what_a_reply_said() {
         });
         for path in ["", "5", "?protocol=resp3"] {
             let url = format!("redis://somebody:{secret}@{}/{path}", fake.address);
-            let error = Pool::new(redis::Client::open(url).unwrap()).unwrap().get().unwrap_err();
+            let error = kit::tested().build(redis::Client::open(url).unwrap()).unwrap().get().unwrap_err();
             is_silent_about(&error);
             assert!(format!("{error:#}").contains("unknown command") || path.contains("resp3"), "{error:#}");
         }
@@ -234,7 +235,7 @@ fn gives_when_tested(first: Vec<u8>, then: &'static [u8], every: Duration) -> St
 
 fn test_fails_within(address: &str, deadline: Duration, most: Duration) {
     let client = redis::Client::open(format!("redis://{address}/")).unwrap();
-    let pool = Pool::builder().max_size(1).build(client).unwrap();
+    let pool = kit::tested().max_size(1).build(client).unwrap();
     let mut conn = pool.get().unwrap();
     let begin = Instant::now();
     let error = pool.manager().is_valid_within(&mut conn, Deadline::after(deadline)).unwrap_err();
@@ -297,7 +298,7 @@ fn push_messages_do_not_fail_a_test() {
     clean_process(|| {
         let redis = PrivateRedis::start();
         let url = format!("{}?protocol=resp3", redis.url());
-        let pool = Pool::builder().max_size(1).build(redis::Client::open(url).unwrap()).unwrap();
+        let pool = kit::tested().max_size(1).build(redis::Client::open(url).unwrap()).unwrap();
         let mut conn = pool.get().unwrap();
         let session = PrivateRedis::ask(&mut conn);
         cmd("CLIENT").arg("TRACKING").arg("ON").arg("BCAST").exec(&mut *conn).unwrap();
@@ -348,7 +349,7 @@ fn signals_fail_neither_connects_nor_tests() {
         for flags in [libc::SA_RESTART, 0] {
             for path in ["", "1", "?protocol=resp3"] {
                 let client = redis::Client::open(format!("{}{path}", fake.url())).unwrap();
-                let pool = Pool::builder().max_size(1).build(RedisManager::new(client)).unwrap();
+                let pool = kit::tested().max_size(1).build(RedisManager::new(client)).unwrap();
                 ring(2000, flags);
                 for n in 0..30 {
                     pool.get().unwrap_or_else(|error| panic!("connect {n}, /{path}: {error:#}"));
@@ -375,12 +376,13 @@ fn a_server_that_hung_up_once_is_asked_for_all_again() {
             }
             _ => Says::Usual,
         });
-        let pool = Pool::builder().max_size(2).build(fake.client()).unwrap();
+        let pool = kit::tested().max_size(2).build(fake.client()).unwrap();
         let first = pool.get().unwrap();
         assert_eq!(seen.load(SeqCst), 0);
         drop((first, pool.get().unwrap()));
         assert!(seen.load(SeqCst) > 0);
-        let error = Pool::new(redis::Client::open("redis://127.0.0.1:1/").unwrap()).unwrap().get().unwrap_err();
+        let error =
+            kit::tested().build(redis::Client::open("redis://127.0.0.1:1/").unwrap()).unwrap().get().unwrap_err();
         assert!(error.is_connect() && error.source().is_some());
     });
 }

@@ -1,10 +1,10 @@
 //! What is particular to the Redis driver.
 
-use crate::kit::{StopOnDrop, deny};
+use crate::kit::{self, StopOnDrop, deny};
 use crate::redis_fake::{Fake, Says, says};
 use crate::servers::Server;
 use forksafe::testing::{self, PrivateRedis, clean_process};
-use forksafe::{ManageConnection, Pool, PooledConnection};
+use forksafe::{ManageConnection, PooledConnection};
 use redis::Commands;
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
@@ -30,7 +30,7 @@ fn every_kind_of_url_works_and_is_protected() {
             format!("{unix}?pass=secret"),
             format!("{unix}?pass=secret&db=5"),
         ] {
-            let pool = Pool::new(redis::Client::open(url.as_str()).unwrap()).unwrap();
+            let pool = kit::tested().build(redis::Client::open(url.as_str()).unwrap()).unwrap();
             let mut conn = pool.get().unwrap_or_else(|error| panic!("{url}: {error}"));
             let session = PrivateRedis::ask(&mut conn);
             let info: String = redis::cmd("CLIENT").arg("INFO").query(&mut *conn).unwrap();
@@ -159,7 +159,7 @@ fn a_late_reply_and_then_none_fails_the_test_at_once() {
             (0, "PING") if command > 4 => says("+PONG\r\n"),
             _ => Says::Usual,
         });
-        let pool = Pool::new(fake.client()).unwrap();
+        let pool = kit::tested().build(fake.client()).unwrap();
         let mut conn = pool.get().unwrap();
         conn.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         assert!(redis::cmd("PING").query::<String>(&mut *conn).unwrap_err().is_timeout());
@@ -191,7 +191,7 @@ fn a_socket_of_which_there_are_two_is_refused() {
         });
         SERVER.set(fake.address.parse().unwrap()).unwrap();
         deny(libc::SYS_listen, None, libc::EACCES);
-        let pool = Pool::new(redis::Client::open(format!("{}1", fake.url())).unwrap()).unwrap();
+        let pool = kit::tested().build(redis::Client::open(format!("{}1", fake.url())).unwrap()).unwrap();
         let _takes_numbers = crate::kit::TakesNumbers::begin();
         let mut refused = None;
         testing::wait_until("the expected number is another thread's", || {
@@ -247,7 +247,7 @@ fn a_connection_that_the_server_closed_is_replaced() {
         assert_eq!(killed, 1);
         assert_ne!(PrivateRedis::session(&pool), session);
         // Without the test a look tells as much.
-        let untested = Pool::builder().max_size(1).test_on_check_out(false).build(redis.manager()).unwrap();
+        let untested = kit::tested().max_size(1).test_on_check_out(false).build(redis.manager()).unwrap();
         let session = PrivateRedis::session(&untested);
         let _: i64 = redis::cmd("CLIENT").arg("KILL").arg("ID").arg(session).query(&mut admin).unwrap();
         assert_ne!(PrivateRedis::session(&untested), session);
@@ -286,7 +286,7 @@ fn a_push_message_does_not_fail_the_test_of_a_connection() {
     clean_process(|| {
         let redis = PrivateRedis::start();
         let url = format!("redis://{}/?protocol=resp3", redis.address());
-        let pool = Pool::builder().max_size(1).build(redis::Client::open(url).unwrap()).unwrap();
+        let pool = kit::tested().max_size(1).build(redis::Client::open(url).unwrap()).unwrap();
         let mut conn = pool.get().unwrap();
         let session = PrivateRedis::ask(&mut conn);
         redis::cmd("CLIENT").arg("TRACKING").arg("ON").exec(&mut *conn).unwrap();
@@ -307,7 +307,7 @@ fn a_full_redis_is_told_clearly() {
         let mut unclear = Vec::new();
         for (who, what) in [("", ""), ("default:any@", ""), ("", "1"), ("", "?protocol=resp3")] {
             let url = format!("redis://{who}{}/{what}", redis.address());
-            let pool = Pool::new(redis::Client::open(url.as_str()).unwrap()).unwrap();
+            let pool = kit::tested().build(redis::Client::open(url.as_str()).unwrap()).unwrap();
             match pool.get() {
                 Ok(mut conn) => {
                     unclear.push(format!("{url}: Ok, and then {:?}", redis::cmd("PING").query::<String>(&mut *conn)));

@@ -1,12 +1,12 @@
 //! Redis connections at their beginning: what fails, what overlaps a fork, what a manager of one's own makes of it.
 
 use crate::churn;
-use crate::kit::{Door, StopOnDrop, deny, exit_code, fork, leave};
+use crate::kit::{self, Door, StopOnDrop, deny, exit_code, fork, leave};
 use crate::redis_fake::{Fake, Says, says};
 use crate::servers::Server;
 use forksafe::redis::RedisManager;
 use forksafe::testing::{self, PrivateRedis, clean_process};
-use forksafe::{Attempt, Deadline, ManageConnection, Pool, PooledConnection};
+use forksafe::{Attempt, Deadline, ManageConnection, PooledConnection};
 use redis::{Connection, RedisResult};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
@@ -27,7 +27,7 @@ fn live_to(server: SocketAddr) -> usize {
 
 /// Children of a process of which two threads fail to connect all the while: none keeps a live connection of theirs.
 fn failing_connects_leave_nothing(url: &str, server: SocketAddr, timeout: Duration) {
-    let pool = Pool::builder().max_size(4).build(redis::Client::open(url).unwrap()).unwrap();
+    let pool = kit::tested().max_size(4).build(redis::Client::open(url).unwrap()).unwrap();
     let (stop, failed) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         let _stop = StopOnDrop(&stop);
@@ -113,7 +113,7 @@ fn the_driver_remembers_what_it_did_not_say() {
     clean_process(|| {
         let redis = PrivateRedis::start_with(&["--requirepass", "secret"]);
         let url = format!("redis://:secret@{}/5?protocol=resp3", redis.address());
-        let pool = Pool::new(redis::Client::open(url).unwrap()).unwrap();
+        let pool = kit::tested().build(redis::Client::open(url).unwrap()).unwrap();
         let mut conn = pool.get().unwrap();
         assert_eq!(redis::ConnectionLike::get_db(&*conn), 5);
         let (tells, told) = std::sync::mpsc::channel();
@@ -132,7 +132,7 @@ fn the_settings_of_the_socket_are_kept() {
         let redis = PrivateRedis::start();
         let info = redis::IntoConnectionInfo::into_connection_info(redis.url()).unwrap();
         let settings = info.tcp_settings().clone().set_nodelay(true).set_user_timeout(Duration::from_millis(4321));
-        let pool = Pool::new(redis::Client::open(info.set_tcp_settings(settings)).unwrap()).unwrap();
+        let pool = kit::tested().build(redis::Client::open(info.set_tcp_settings(settings)).unwrap()).unwrap();
         let _conn = pool.get().unwrap();
         let socket = churn::sockets_to(redis.address().parse().unwrap())[0];
         for (option, value) in [(libc::TCP_NODELAY, 1), (libc::TCP_USER_TIMEOUT, 4321)] {
@@ -151,7 +151,7 @@ fn nothing_is_left_of_the_stand_in() {
     clean_process(|| {
         let redis = PrivateRedis::start();
         for path in ["", "5?protocol=resp3"] {
-            let pool = Pool::new(redis::Client::open(format!("{}{path}", redis.url())).unwrap()).unwrap();
+            let pool = kit::tested().build(redis::Client::open(format!("{}{path}", redis.url())).unwrap()).unwrap();
             let before = testing::descriptors(std::process::id()).len();
             let held: Vec<_> = (0..5).map(|_| pool.get().unwrap()).collect();
             assert_eq!(testing::descriptors(std::process::id()).len(), before + 5, "{path}");
@@ -171,7 +171,7 @@ fn without_a_stand_in_the_driver_connects() {
             deny(libc::SYS_listen, None, libc::EACCES);
             for path in ["", "5", "?protocol=resp3", "5?protocol=resp3"] {
                 let url = format!("redis://:secret@{server}/{path}");
-                let pool = Pool::new(redis::Client::open(url.as_str()).unwrap()).unwrap();
+                let pool = kit::tested().build(redis::Client::open(url.as_str()).unwrap()).unwrap();
                 let session = PrivateRedis::session(&pool);
                 assert_eq!(PrivateRedis::session(&pool), session, "{url}");
                 assert_ne!(testing::child(|| PrivateRedis::session(&pool)).join(), session, "{url}");
@@ -189,7 +189,7 @@ fn a_full_backlog_is_given_up_in_time() {
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).unwrap();
         let url = format!("redis+unix://{}", path.display());
-        let pool = Pool::new(redis::Client::open(url).unwrap()).unwrap();
+        let pool = kit::tested().build(redis::Client::open(url).unwrap()).unwrap();
         // SAFETY: takes numbers. Room for one.
         assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
         let _filled = UnixStream::connect(&path).unwrap();
@@ -245,7 +245,7 @@ impl ManageConnection for ByDriver {
 }
 
 fn is_protected<M: ManageConnection<Connection = Connection>>(manager: M, redis: &PrivateRedis) {
-    let pool = Pool::builder().max_size(2).build(manager).unwrap();
+    let pool = kit::tested().max_size(2).build(manager).unwrap();
     let server = redis.address().parse().unwrap();
     let mut held = Some(pool.get().unwrap());
     let session = PrivateRedis::ask(held.as_mut().unwrap());
@@ -296,7 +296,7 @@ fn a_manager_that_wraps_a_client_keeps_the_deadline() {
     clean_process(|| {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = redis::Client::open(format!("redis://{}/", silent.local_addr().unwrap())).unwrap();
-        let pool = Pool::new(Newtype(client)).unwrap();
+        let pool = kit::tested().build(Newtype(client)).unwrap();
         let begin = Instant::now();
         assert!(pool.get_timeout(Duration::from_millis(300)).unwrap_err().is_connect());
         assert!(begin.elapsed() < testing::patience() / 4, "{:?}", begin.elapsed());
@@ -350,7 +350,7 @@ fn a_fork_in_the_middle_of_a_connect_finds_the_socket() {
                 Says::Usual
             });
             let server: SocketAddr = fake.address.parse().unwrap();
-            let pool = Pool::new(redis::Client::open(format!("{}{path}", fake.url())).unwrap()).unwrap();
+            let pool = kit::tested().build(redis::Client::open(format!("{}{path}", fake.url())).unwrap()).unwrap();
             thread::scope(|scope| {
                 let connects = scope.spawn(|| pool.get().map(drop));
                 asked.pass();

@@ -1,6 +1,7 @@
 //! What a holder leaves on a Redis connection, and what the next one finds.
 
 use crate::churn;
+use crate::kit;
 use crate::redis_fake::{Fake, Says};
 use crate::servers::Server;
 use forksafe::redis::{Clean, RedisManager, Test};
@@ -28,7 +29,7 @@ pub(crate) fn timeouts(socket: RawFd) -> [(i64, i64); 2] {
 }
 
 fn pool_of_one(manager: RedisManager) -> Pool<RedisManager> {
-    Pool::builder().max_size(1).connection_timeout(testing::patience() / 4).build(manager).unwrap()
+    kit::tested().max_size(1).connection_timeout(testing::patience() / 4).build(manager).unwrap()
 }
 
 fn manager(redis: &PrivateRedis) -> RedisManager {
@@ -101,7 +102,7 @@ fn undoing_takes_no_round_trip_of_its_own() {
             seen.lock().unwrap().push(words[0].clone());
             Says::Usual
         });
-        let pool = Pool::builder().max_size(1).build(fake.client()).unwrap();
+        let pool = kit::tested().max_size(1).build(fake.client()).unwrap();
         drop(pool.get().unwrap());
         packets.lock().unwrap().clear();
         for _ in 0..3 {
@@ -162,7 +163,7 @@ fn a_return_can_undo_it_too() {
         let redis = PrivateRedis::start();
         for (what, leave, is_there) in LEFTOVERS {
             for (clean, keeps) in [(Clean::Nothing, true), (Clean::Leftovers, false), (Clean::Everything, false)] {
-                let untested = Pool::builder().max_size(1).test_on_check_out(false);
+                let untested = kit::tested().max_size(1).test_on_check_out(false);
                 let pool = untested.build(manager(&redis).on_return(clean)).unwrap();
                 leave(&mut pool.get().unwrap());
                 assert_eq!(is_there(&mut pool.get().unwrap()), keeps, "{what}, {clean:?}");
@@ -221,7 +222,7 @@ fn timeouts_of_a_holder_are_put_back() {
         for (usual, expected) in [(None, [(0, 0); 2]), (Some(millis(2500)), [(2, 500_000); 2])] {
             for tested in [true, false] {
                 let manager = manager(&redis).read_timeout(usual).write_timeout(usual);
-                let pool = Pool::builder().max_size(1).test_on_check_out(tested).build(manager).unwrap();
+                let pool = kit::tested().max_size(1).test_on_check_out(tested).build(manager).unwrap();
                 let conn = pool.get().unwrap();
                 let socket = churn::sockets_to(redis.address().parse().unwrap())[0];
                 assert_eq!(timeouts(socket), expected, "new");

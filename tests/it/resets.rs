@@ -71,7 +71,7 @@ impl ManageConnection for Resets {
 fn pool_of(witness: &Witness, resets: bool) -> Pool<Arc<Resets>> {
     let (witness, does, asked) = (witness.manager(), Mutex::new(Does::Keep), AtomicU32::new(0));
     let manager = Arc::new(Resets { witness, does, asked, resets });
-    Pool::builder().max_size(1).test_on_check_out(false).build(manager).unwrap()
+    kit::tested().max_size(1).test_on_check_out(false).build(manager).unwrap()
 }
 
 fn session(pool: &Pool<Arc<Resets>>) -> u64 {

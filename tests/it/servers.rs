@@ -1,5 +1,6 @@
 //! The servers that the scenarios run against.
 
+use crate::kit;
 use forksafe::postgres::PostgresManager;
 use forksafe::testing::{PrivatePostgres, PrivateRedis, Witness, WitnessManager, patience};
 use forksafe::{Builder, ManageConnection, Pool};
@@ -39,7 +40,7 @@ pub(crate) trait Server {
     }
 
     fn builder(&self) -> Builder<Self::Manager> {
-        Pool::builder().connection_timeout(patience() * 3 / 4)
+        kit::tested().connection_timeout(patience() * 3 / 4)
     }
 
     /// One connection of the pool, asked.
