@@ -124,7 +124,12 @@ impl<M: ManageConnection> Shared<M> {
         call: &Call,
     ) -> Result<Checked<'a, M>, Error> {
         let Vacancy { local, here, .. } = vacancy;
-        match self.validate(local, &mut conn, call) {
+        let validity = self.validate(local, &mut conn, call);
+        if fork::generation() != here {
+            mem::forget(validity);
+            return Ok(Checked::Forked);
+        }
+        match validity {
             Validity::Fit => return Ok(Checked::Fit(conn, vacancy.keep())),
             Validity::NoTime => {
                 // It came with the last moment. To test it now would only destroy it.
@@ -133,7 +138,7 @@ impl<M: ManageConnection> Shared<M> {
             }
             Validity::Unfit(why) => call.failed(why),
         }
-        // Closed before its slot is used again; in a child that was forked by the test, abandoned.
+        // Closed before its slot is used again.
         conn.client.goodbye_by(call.budget(self.config.test_timeout));
         conn.close();
         Ok(if fork::generation() == here { Checked::Closed(vacancy) } else { Checked::Forked })

@@ -116,7 +116,12 @@ impl<M: ManageConnection> Shared<M> {
 
     #[cold]
     fn failed(&self, local: &Local<M>, why: M::Error) -> Connected<M> {
+        let here = fork::generation();
         let fault = self.manager.classify(&why);
+        if fork::generation() != here {
+            mem::forget(why);
+            return Connected::Forked;
+        }
         if fault == Fault::Server {
             self.addresses.doubt();
         }

@@ -6,6 +6,7 @@ use super::slots::Slot;
 use super::{ManageConnection, Reset};
 use crate::Deadline;
 use crate::fork::{self, Goodbye, Guarded};
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -40,7 +41,8 @@ impl<M: ManageConnection> Connection<M> {
         self.local().bag.slots.slot(number)
     }
 
-    /// Whether it may go back, after all that its manager does about it. Any of its methods may fork.
+    /// Whether it may go back, after all that its manager does about it. Any of its methods may fork: in the child the others are
+    /// not asked about a client that is the parent's.
     #[inline]
     pub(super) fn is_fit_to_return(&mut self) -> bool {
         !self.condemned
@@ -52,18 +54,26 @@ impl<M: ManageConnection> Connection<M> {
 
     #[cold]
     fn is_reset(&mut self) -> bool {
+        if self.is_inherited() {
+            return false;
+        }
         let time = self.pool.config.connection_timeout;
         let deadline = Deadline::after(if time.is_zero() { RESET } else { time });
         let deadline = deadline.on(self.client.registration().first());
-        matches!(self.pool.manager.reset(self.client.value_mut(), deadline), Ok(Reset::Keep))
+        let answer = self.pool.manager.reset(self.client.value_mut(), deadline);
+        if self.is_inherited() {
+            mem::forget(answer);
+            return false;
+        }
+        matches!(answer, Ok(Reset::Keep))
     }
 
     /// Whether the client is another than the one whose descriptors were published, as far as its number tells.
     #[inline]
     fn was_replaced(&mut self) -> bool {
         use std::os::fd::AsRawFd;
-        if self.client.generation() != fork::generation() {
-            return false; // A method of the manager's forked.
+        if self.is_inherited() {
+            return false;
         }
         let registered = self.client.registration().first();
         let socket = self.pool.manager.socket(self.client.value_mut());
@@ -73,8 +83,17 @@ impl<M: ManageConnection> Connection<M> {
     /// Publishes the descriptors of a client that was replaced. False if they cannot be named.
     #[cold]
     pub(super) fn republish(&mut self) -> bool {
+        if self.is_inherited() {
+            return false;
+        }
         let descriptors = self.pool.manager.descriptors(self.client.value_mut());
-        self.client.generation() == fork::generation() && self.client.registration_mut().replace(descriptors).is_ok()
+        !self.is_inherited() && self.client.registration_mut().replace(descriptors).is_ok()
+    }
+
+    /// Whether this is a child, and the connection its parent's: a method of the manager's forked.
+    #[inline]
+    fn is_inherited(&self) -> bool {
+        Guarded::is_inherited(&self.client)
     }
 
     /// Closes the connection and vacates its slot. An inherited one is abandoned.

@@ -70,7 +70,7 @@ impl<M: ManageConnection> Shared<M> {
     fn test(&self, local: &Local<M>, conn: &mut Connection<M>, call: &Call) -> Validity {
         let here = fork::generation();
         if conn.client.generation() != here {
-            return Validity::Unfit(None); // The look forked.
+            return Validity::Unfit(None); // The look forked, and this is the child.
         }
         let Some(until) = self.time_to_test(local, conn, call) else { return Validity::NoTime };
         let begun = Instant::now();
@@ -82,10 +82,14 @@ impl<M: ManageConnection> Shared<M> {
         }
         let fault = match answer {
             Ok(()) => None,
-            Err(why) => match self.manager.classify(&why) {
-                Fault::Harmless => None,
-                fault => Some((fault, why)),
-            },
+            Err(why) => {
+                let fault = self.manager.classify(&why);
+                if fork::generation() != here {
+                    std::mem::forget(why);
+                    return Validity::Unfit(None);
+                }
+                (fault != Fault::Harmless).then_some((fault, why))
+            }
         };
         match fault {
             None => {
