@@ -119,10 +119,11 @@ impl<M: ManageConnection> Shared<M> {
     /// Whether an idle connection may be lent. If not, it has been closed, and its slot may be used.
     fn check<'a>(
         &self,
-        mut conn: Box<Connection<M>>,
+        conn: Box<Connection<M>>,
         vacancy: Vacancy<'a, M>,
         call: &Call,
     ) -> Result<Checked<'a, M>, Error> {
+        let mut conn = conn; // Goes before the vacancy does, also by a panic.
         let Vacancy { local, here, .. } = vacancy;
         let validity = self.validate(local, &mut conn, call);
         if fork::generation() != here {

@@ -91,13 +91,17 @@ impl<M: ManageConnection> Shared<M> {
         let here = fork::generation();
         let mut surplus = local.bag.slots.idle().saturating_sub(self.min_idle());
         for (slot, place) in local.bag.slots.iter() {
-            let Some(mut conn) = place.take_idle() else { continue };
+            let Some(taken) = place.take_idle() else { continue };
+            // Made before `conn`: if the test panics, the slot is given back when the connection has been closed.
+            let vacancy = Vacancy { local, slot, here };
+            let mut conn = taken;
             let is_stale = conn.times.is_stale(now);
             let ends = conn.times.has_expired(now) || (is_stale && surplus > 0) || (is_stale && !stays(&mut conn));
             if fork::generation() != here {
                 std::mem::forget(conn);
                 return; // The test forked, and this is the child: the slots are its parent's.
             }
+            let slot = vacancy.keep();
             if ends {
                 surplus = surplus.saturating_sub(1);
                 conn.end_by(by, slot);
