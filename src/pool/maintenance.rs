@@ -11,6 +11,7 @@ use super::validate::Validity;
 use super::{Error, ManageConnection};
 use crate::Deadline;
 use crate::fork;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -131,12 +132,23 @@ impl<M: ManageConnection> Shared<M> {
     /// By the deadline, if somebody waits for it.
     pub(super) fn close(&self, by: Deadline) {
         self.mark_closed();
-        let by = by.or_sooner(GOODBYES);
         if let Some(local) = self.existing() {
-            for mut conn in local.bag.close() {
-                conn.client.goodbye_by(by);
-                conn.close();
+            self.close_local(local, by.or_sooner(GOODBYES));
+        }
+    }
+
+    /// Closes all that is idle. A goodbye that panics keeps none of the others from being said: nobody comes back for them. The
+    /// first panic goes on when they are through.
+    pub(super) fn close_local(&self, local: &Local<M>, by: Deadline) {
+        let mut first = None;
+        for mut conn in local.bag.close() {
+            conn.client.goodbye_by(by);
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| conn.close())) {
+                first.get_or_insert(panic);
             }
+        }
+        if let Some(panic) = first {
+            resume_unwind(panic);
         }
     }
 

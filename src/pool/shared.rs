@@ -80,7 +80,7 @@ impl<M: ManageConnection> Shared<M> {
         fence(SeqCst);
         if self.closed.load(SeqCst) {
             // Perhaps after `close` had looked for a local part and found none.
-            drop(local.bag.close());
+            self.close_local(local, call.budget(self.config.test_timeout));
             return Err(Error::closed(self.named()));
         }
         match due {
