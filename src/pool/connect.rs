@@ -38,8 +38,11 @@ enum Failure<E> {
 impl<M: ManageConnection> Shared<M> {
     pub(super) fn connect(self: &Arc<Self>, local: &Local<M>, deadline: Deadline) -> Connected<M> {
         let mut begun = Instant::now();
+        // Of what was known of the server before it was dialled.
+        let mut epoch = 0;
         let opened = Guarded::apart_from_forks(deadline, || {
             begun = Instant::now();
+            epoch = local.epoch.load(Relaxed);
             self.open(deadline)
         });
         match opened {
@@ -47,7 +50,7 @@ impl<M: ManageConnection> Shared<M> {
                 local.connect_time.note(begun.elapsed());
                 local.failures.store(0, Relaxed);
                 local.bag.open_gate();
-                Connected::Fit(self.connection(local, client))
+                Connected::Fit(self.connection(local, client, epoch))
             }
             Ok(None) => Connected::Forked,
             Err(Failure::Refused(error)) => Connected::Refused(error),
@@ -100,14 +103,19 @@ impl<M: ManageConnection> Shared<M> {
         })
     }
 
-    fn connection(self: &Arc<Self>, local: &Local<M>, client: Guarded<M::Connection>) -> Box<Connection<M>> {
+    fn connection(
+        self: &Arc<Self>,
+        local: &Local<M>,
+        client: Guarded<M::Connection>,
+        epoch: u64,
+    ) -> Box<Connection<M>> {
         if !client.registration().is_known() {
             local.unknown.fetch_add(1, Relaxed);
         }
         Box::new(Connection {
             client,
             times: self.limits.born(Coarse::now(), expiry::chance()),
-            epoch: local.epoch.load(Relaxed),
+            epoch,
             condemned: false,
             sweeps: false,
             pool: Arc::clone(self),

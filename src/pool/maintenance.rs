@@ -37,9 +37,10 @@ impl<M: ManageConnection> Shared<M> {
                 }
                 let Some(slot) = local.bag.slots.take_vacant() else { break };
                 let vacancy = Vacancy { local, slot, here };
-                match self.connect(local, if call.timeout.is_zero() { call.budget(GOODBYES) } else { call.deadline }) {
+                let by = if call.timeout.is_zero() { call.budget(GOODBYES) } else { call.deadline };
+                match self.connect(local, by) {
                     Connected::Fit(conn) => {
-                        self.check_in(vacancy.keep(), conn);
+                        self.check_in_by(by, vacancy.keep(), conn);
                         opened += 1;
                     }
                     Connected::Forked => {
@@ -107,7 +108,7 @@ impl<M: ManageConnection> Shared<M> {
                 surplus = surplus.saturating_sub(1);
                 conn.end_by(by, slot);
             } else {
-                self.check_in(slot, conn);
+                self.check_in_by(by, slot, conn);
             }
             if fork::generation() != here {
                 return; // A goodbye forked.
