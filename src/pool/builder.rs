@@ -160,7 +160,8 @@ impl<M: ManageConnection> Builder<M> {
         self
     }
 
-    /// Whether a connection whose descriptors nobody knows is an error ([`Error::is_unprotected`]). If not, such connections
+    /// Whether a connection whose descriptors nobody knows is an error ([`Error::is_unprotected`]); one whose client was replaced
+    /// by such a one is closed when it comes back, or at its next test. If not, such connections
     /// are counted in [`State::unknown_descriptors`](super::State::unknown_descriptors): a child abandons them, but their
     /// sockets stay open there. Default false, so that a manager written for r2d2 works.
     #[must_use]

@@ -142,7 +142,7 @@ impl<M: ManageConnection> Shared<M> {
         }
         // Closed before its slot is used again.
         conn.client.goodbye_by(call.budget(self.config.test_timeout));
-        conn.close();
+        drop(conn);
         Ok(if fork::generation() == here { Checked::Closed(vacancy) } else { Checked::Forked })
     }
 

@@ -50,7 +50,7 @@ impl<M: ManageConnection> Shared<M> {
                 local.connect_time.note(begun.elapsed());
                 local.failures.store(0, Relaxed);
                 local.bag.open_gate();
-                Connected::Fit(self.connection(local, client, epoch))
+                Connected::Fit(self.connection(client, epoch))
             }
             Ok(None) => Connected::Forked,
             Err(Failure::Refused(error)) => Connected::Refused(error),
@@ -103,23 +103,18 @@ impl<M: ManageConnection> Shared<M> {
         })
     }
 
-    fn connection(
-        self: &Arc<Self>,
-        local: &Local<M>,
-        client: Guarded<M::Connection>,
-        epoch: u64,
-    ) -> Box<Connection<M>> {
-        if !client.registration().is_known() {
-            local.unknown.fetch_add(1, Relaxed);
-        }
-        Box::new(Connection {
+    fn connection(self: &Arc<Self>, client: Guarded<M::Connection>, epoch: u64) -> Box<Connection<M>> {
+        let mut connection = Box::new(Connection {
             client,
             times: self.limits.born(Coarse::now(), expiry::chance()),
             epoch,
             condemned: false,
             sweeps: false,
+            unknown: None,
             pool: Arc::clone(self),
-        })
+        });
+        connection.count_unknown();
+        connection
     }
 
     #[cold]

@@ -8,7 +8,7 @@ use crate::Deadline;
 use crate::fork::{self, Goodbye, Guarded};
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Lies in its slot, or travels with its guard. Written at every checkout: no two share a cache line.
@@ -22,6 +22,8 @@ pub(super) struct Connection<M: ManageConnection> {
     pub(super) condemned: bool,
     /// Its holder looks for stale ones when it comes back.
     pub(super) sweeps: bool,
+    /// Set if nobody knows its descriptors.
+    pub(super) unknown: Option<Unknown>,
     /// What keeps the pool alive, so that lending touches no counter that threads share.
     pub(super) pool: Arc<Shared<M>>,
 }
@@ -80,14 +82,24 @@ impl<M: ManageConnection> Connection<M> {
         socket.is_some_and(|socket| Some(socket.as_raw_fd()) != registered)
     }
 
-    /// Publishes the descriptors of a client that was replaced. False if they cannot be named.
+    /// Publishes the descriptors of a client that was replaced. False if they cannot be named, and have to be.
     #[cold]
     pub(super) fn republish(&mut self) -> bool {
         if self.is_inherited() {
             return false;
         }
         let descriptors = self.pool.manager.descriptors(self.client.value_mut());
-        !self.is_inherited() && self.client.registration_mut().replace(descriptors).is_ok()
+        if self.is_inherited() || self.client.registration_mut().replace(descriptors).is_err() {
+            return false;
+        }
+        self.count_unknown();
+        self.unknown.is_none() || !self.pool.config.require_known_descriptors
+    }
+
+    /// After its descriptors were published: counts it if nobody knows them.
+    pub(super) fn count_unknown(&mut self) {
+        let is_known = self.client.registration().is_known();
+        self.unknown = (!is_known).then(|| Unknown::count(&self.local().unknown));
     }
 
     /// Whether this is a child, and the connection its parent's: a method of the manager's forked.
@@ -111,25 +123,26 @@ impl<M: ManageConnection> Connection<M> {
 
     /// Takes the connection out of the pool.
     pub(super) fn detach<T>(self, number: usize, then: impl FnOnce(Guarded<M::Connection>) -> T) -> T {
-        let made_in = self.client.generation();
-        let (client, pool) = self.take_apart();
-        let _vacates = Vacates { number, made_in, pool };
+        let Self { client, pool, unknown, .. } = self;
+        drop(unknown);
+        let _vacates = Vacates { number, made_in: client.generation(), pool };
         then(client)
     }
+}
 
-    /// Closes the connection; its slot stays the caller's.
-    pub(super) fn close(self) {
-        drop(self.take_apart().0);
+/// One of the connections whose descriptors nobody knows: counted until this is dropped, also by a panic.
+pub(super) struct Unknown(Arc<AtomicU32>);
+
+impl Unknown {
+    fn count(counter: &Arc<AtomicU32>) -> Self {
+        counter.fetch_add(1, Relaxed);
+        Self(Arc::clone(counter))
     }
+}
 
-    fn take_apart(self) -> (Guarded<M::Connection>, Arc<Shared<M>>) {
-        let Self { client, pool, .. } = self;
-        if !client.registration().is_known()
-            && let Some(local) = pool.existing_in(client.generation())
-        {
-            local.unknown.fetch_sub(1, Relaxed);
-        }
-        (client, pool)
+impl Drop for Unknown {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

@@ -100,13 +100,13 @@ impl<M: ManageConnection> PooledConnection<M> {
     }
 
     /// Publishes the descriptors of a client that you have put in the place of another (`*conn = reconnect()?`): a child
-    /// that is forked from here on drops the new one. The pool does the same when the connection comes back and the
+    /// that is forked from here on drops the new one, if the manager knows its descriptors. The pool does the same when the connection comes back and the
     /// manager [shows its socket](ManageConnection::socket); until then a child would hold it.
     ///
     /// # Errors
     ///
-    /// [`Error::is_inherited`]; [`Error::is_unprotected`] if they cannot be published: the connection is closed
-    /// when it comes back.
+    /// [`Error::is_inherited`]; [`Error::is_unprotected`] if they cannot be published, or nobody knows them and the pool
+    /// [requires that](crate::Builder::require_known_descriptors): the connection is closed when it comes back.
     pub fn republish(this: &mut Self) -> Result<(), Error> {
         Self::try_as_ref(this)?;
         let conn = this.conn.as_mut().expect("present until dropped");

@@ -144,7 +144,7 @@ impl<M: ManageConnection> Shared<M> {
         let mut first = None;
         for mut conn in local.bag.close() {
             conn.client.goodbye_by(by);
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| conn.close())) {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(conn))) {
                 first.get_or_insert(panic);
             }
         }

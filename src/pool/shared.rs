@@ -47,7 +47,7 @@ pub(super) struct Local<M: ManageConnection> {
     /// How many connects have failed in a row.
     pub(super) failures: AtomicU32,
     /// Connections whose descriptors nobody knows.
-    pub(super) unknown: AtomicU32,
+    pub(super) unknown: Arc<AtomicU32>,
 }
 
 impl<M: ManageConnection> Shared<M> {
@@ -101,7 +101,7 @@ impl<M: ManageConnection> Shared<M> {
             connect_time: Typical::default(),
             test_time: Typical::default(),
             failures: AtomicU32::new(0),
-            unknown: AtomicU32::new(0),
+            unknown: Arc::default(),
         }
     }
 
