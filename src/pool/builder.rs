@@ -141,9 +141,13 @@ impl<M: ManageConnection> Builder<M> {
         self
     }
 
-    /// How long all tests of one `get` may take together, with the goodbyes of connections that fail them; and never more
-    /// than half of the time that is left, so that there is time to connect. After one connection turned out to be silent,
-    /// those that have rested as long get a tenth of it. Default 1 second.
+    /// How long all tests of one `get` may take together, with the goodbyes of connections that fail them; at most half of the
+    /// time that is left when the first begins, so that there is time to connect. After one connection turned out to be silent,
+    /// those that have rested as long get a tenth of this each. Default 1 second.
+    ///
+    /// For a caller who waits there are two exceptions, within his deadline. A test gets at least twice the time that one usually
+    /// takes. When all of this time is over, further connections are still tested, for a tenth of it each or half of what is left to
+    /// him.
     #[must_use]
     pub fn test_timeout(mut self, timeout: Duration) -> Self {
         self.config.test_timeout = timeout;
@@ -162,7 +166,8 @@ impl<M: ManageConnection> Builder<M> {
         self
     }
 
-    /// Whether a connection whose descriptors nobody knows is an error ([`Error::is_unprotected`]). If not, such connections
+    /// Whether a connection whose descriptors nobody knows is an error ([`Error::is_unprotected`]); one whose client was replaced
+    /// by such a one is closed when it comes back, or at its next test. If not, such connections
     /// are counted in [`State::unknown_descriptors`](super::State::unknown_descriptors): a child abandons them, but their
     /// sockets stay open there. Default false, so that a manager written for r2d2 works.
     #[must_use]
@@ -181,6 +186,10 @@ impl<M: ManageConnection> Builder<M> {
 
     /// A connection that was last checked out longer ago than this is closed instead of lent; and by
     /// [`maintain`](Pool::maintain), unless that would leave fewer than `min_idle`. `None`: never. Default 10 minutes.
+    ///
+    /// Ordinary traffic sees to it as well: about every eighth of this time, and at least every minute, a return also closes idle
+    /// connections that have been so for too long, down to `min_idle`, or are too old. Such a return takes as long as those
+    /// goodbyes, up to a second.
     #[must_use]
     pub fn idle_timeout(mut self, idle_timeout: Option<Duration>) -> Self {
         self.config.idle_timeout = idle_timeout;

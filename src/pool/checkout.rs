@@ -16,6 +16,7 @@ use crate::fork::{self, Generation};
 use std::cell::Cell;
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 thread_local! {
@@ -141,34 +142,45 @@ impl<M: ManageConnection> Shared<M> {
     /// Whether an idle connection may be lent. If not, it has been closed, and its slot may be used.
     fn check<'a>(
         &self,
-        mut conn: Box<Connection<M>>,
+        conn: Box<Connection<M>>,
         vacancy: Vacancy<'a, M>,
         call: &Call,
     ) -> Result<Checked<'a, M>, Error> {
+        let mut conn = conn; // Goes before the vacancy does, also by a panic.
         let Vacancy { local, here, .. } = vacancy;
-        match self.validate(local, &mut conn, call) {
+        let validity = self.validate(local, &mut conn, call);
+        if fork::generation() != here {
+            mem::forget(validity);
+            return Ok(Checked::Forked);
+        }
+        match validity {
             Validity::Fit => return Ok(Checked::Fit(conn, vacancy.keep())),
             Validity::NoTime => {
                 // It came with the last moment. To test it now would only destroy it.
-                self.check_in(vacancy.keep(), conn);
+                self.check_in_by(call.budget(self.config.test_timeout), vacancy.keep(), conn);
                 return Err(self.timed_out(call, local));
             }
             Validity::Unfit(why) => call.failed(why),
         }
-        // Closed before its slot is used again; in a child that was forked by the test, abandoned.
+        // Closed before its slot is used again.
         conn.client.goodbye_by(call.budget(self.config.test_timeout));
-        conn.close();
+        drop(conn);
         Ok(if fork::generation() == here { Checked::Closed(vacancy) } else { Checked::Forked })
     }
 
     /// A connection comes back that somebody waits for, or whose pool is closed.
     pub(super) fn check_in(&self, slot: usize, conn: Box<Connection<M>>) {
+        self.check_in_by(Deadline::never(), slot, conn);
+    }
+
+    /// As [`check_in`](Self::check_in). If it has to be closed, because the pool is or because its server is not what it was,
+    /// then by a deadline.
+    pub(super) fn check_in_by(&self, by: Deadline, slot: usize, conn: Box<Connection<M>>) {
         conn.client.registration().rest();
-        if let Some(local) = self.existing()
-            && let Some(conn) = local.bag.restore(slot, conn)
-        {
-            conn.end(slot); // The pool is closed.
-        }
+        let Some(local) = self.existing() else { return };
+        let is_current = conn.epoch == local.epoch.load(Relaxed);
+        let refused = if is_current { local.bag.restore(slot, conn) } else { Some(conn) };
+        refused.into_iter().for_each(|conn| conn.end_by(by, slot));
     }
 }
 

@@ -8,7 +8,7 @@ use super::expiry;
 use super::shared::{Local, Shared};
 use super::{Attempt, Error, Fault, ManageConnection};
 use crate::Deadline;
-use crate::fork::{self, Goodbye, Guarded};
+use crate::fork::{self, Generation, Goodbye, Guarded};
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -40,9 +40,12 @@ impl<M: ManageConnection> Shared<M> {
     pub(super) fn connect(self: &Arc<Self>, local: &Local<M>, deadline: Deadline) -> Connected<M> {
         let mut begun = Instant::now();
         let failures = local.failures.load(Relaxed);
-        let gate = ReleasesGate(&local.bag);
+        let gate = ReleasesGate { bag: &local.bag, here: fork::generation() };
+        // Of what was known of the server before it was dialled.
+        let mut epoch = 0;
         let opened = Guarded::apart_from_forks(deadline, || {
             begun = Instant::now();
+            epoch = local.epoch.load(Relaxed);
             self.open(deadline)
         });
         // It says nothing about the server that somebody had no time for it.
@@ -52,7 +55,7 @@ impl<M: ManageConnection> Shared<M> {
                 local.connect_time.note(begun.elapsed());
                 local.failures.store(0, Relaxed);
                 local.bag.open_gate();
-                Connected::Fit(self.connection(local, client))
+                Connected::Fit(self.connection(client, epoch))
             }
             Ok(None) => Connected::Forked,
             Err(Failure::Refused(error)) => Connected::Refused(error),
@@ -112,23 +115,28 @@ impl<M: ManageConnection> Shared<M> {
         })
     }
 
-    fn connection(self: &Arc<Self>, local: &Local<M>, client: Guarded<M::Connection>) -> Box<Connection<M>> {
-        if !client.registration().is_known() {
-            local.unknown.fetch_add(1, Relaxed);
-        }
-        Box::new(Connection {
+    fn connection(self: &Arc<Self>, client: Guarded<M::Connection>, epoch: u64) -> Box<Connection<M>> {
+        let mut connection = Box::new(Connection {
             client,
             times: self.limits.born(Coarse::now(), expiry::chance()),
-            epoch: local.epoch.load(Relaxed),
+            epoch,
             condemned: false,
             sweeps: false,
+            unknown: None,
             pool: Arc::clone(self),
-        })
+        });
+        connection.count_unknown();
+        connection
     }
 
     #[cold]
     fn failed(&self, local: &Local<M>, why: M::Error, failures: Option<u32>) -> Connected<M> {
+        let here = fork::generation();
         let fault = self.manager.classify(&why);
+        if fork::generation() != here {
+            mem::forget(why);
+            return Connected::Forked;
+        }
         if fault == Fault::Server {
             self.addresses.doubt();
         }
@@ -154,11 +162,17 @@ impl<M: ManageConnection> Shared<M> {
     }
 }
 
-/// Who has been let through the gate, and learns nothing about the server, lets the next one through; also by a panic.
-struct ReleasesGate<'a, T>(&'a Bag<T>);
+/// Who has been let through the gate, and learns nothing about the server, lets the next one through; also by a panic. Not in
+/// a child: there it is the parent's gate.
+struct ReleasesGate<'a, T> {
+    bag: &'a Bag<T>,
+    here: Generation,
+}
 
 impl<T> Drop for ReleasesGate<'_, T> {
     fn drop(&mut self) {
-        self.0.release_gate();
+        if fork::generation() == self.here {
+            self.bag.release_gate();
+        }
     }
 }

@@ -6,8 +6,9 @@ use super::slots::Slot;
 use super::{ManageConnection, Reset};
 use crate::Deadline;
 use crate::fork::{self, Goodbye, Guarded};
+use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Lies in its slot, or travels with its guard. Written at every checkout: no two share a cache line.
@@ -21,6 +22,8 @@ pub(super) struct Connection<M: ManageConnection> {
     pub(super) condemned: bool,
     /// Its holder looks for stale ones when it comes back.
     pub(super) sweeps: bool,
+    /// Set if nobody knows its descriptors.
+    pub(super) unknown: Option<Unknown>,
     /// What keeps the pool alive, so that lending touches no counter that threads share.
     pub(super) pool: Arc<Shared<M>>,
 }
@@ -40,7 +43,8 @@ impl<M: ManageConnection> Connection<M> {
         self.local().bag.slots.slot(number)
     }
 
-    /// Whether it may go back, after all that its manager does about it. Any of its methods may fork.
+    /// Whether it may go back, after all that its manager does about it. Any of its methods may fork: in the child the others are
+    /// not asked about a client that is the parent's.
     #[inline]
     pub(super) fn is_fit_to_return(&mut self) -> bool {
         !self.condemned
@@ -52,29 +56,56 @@ impl<M: ManageConnection> Connection<M> {
 
     #[cold]
     fn is_reset(&mut self) -> bool {
+        if self.is_inherited() {
+            return false;
+        }
         let time = self.pool.config.connection_timeout;
         let deadline = Deadline::after(if time.is_zero() { RESET } else { time });
         let deadline = deadline.on(self.client.registration().first());
-        matches!(self.pool.manager.reset(self.client.value_mut(), deadline), Ok(Reset::Keep))
+        let answer = self.pool.manager.reset(self.client.value_mut(), deadline);
+        if self.is_inherited() {
+            mem::forget(answer);
+            return false;
+        }
+        matches!(answer, Ok(Reset::Keep))
     }
 
     /// Whether the client is another than the one whose descriptors were published, as far as its number tells.
     #[inline]
     fn was_replaced(&mut self) -> bool {
         use std::os::fd::AsRawFd;
-        if self.client.generation() != fork::generation() {
-            return false; // A method of the manager's forked.
+        if self.is_inherited() {
+            return false;
         }
         let registered = self.client.registration().first();
         let socket = self.pool.manager.socket(self.client.value_mut());
         socket.is_some_and(|socket| Some(socket.as_raw_fd()) != registered)
     }
 
-    /// Publishes the descriptors of a client that was replaced. False if they cannot be named.
+    /// Publishes the descriptors of a client that was replaced. False if they cannot be named, and have to be.
     #[cold]
     pub(super) fn republish(&mut self) -> bool {
+        if self.is_inherited() {
+            return false;
+        }
         let descriptors = self.pool.manager.descriptors(self.client.value_mut());
-        self.client.generation() == fork::generation() && self.client.registration_mut().replace(descriptors).is_ok()
+        if self.is_inherited() || self.client.registration_mut().replace(descriptors).is_err() {
+            return false;
+        }
+        self.count_unknown();
+        self.unknown.is_none() || !self.pool.config.require_known_descriptors
+    }
+
+    /// After its descriptors were published: counts it if nobody knows them.
+    pub(super) fn count_unknown(&mut self) {
+        let is_known = self.client.registration().is_known();
+        self.unknown = (!is_known).then(|| Unknown::count(&self.local().unknown));
+    }
+
+    /// Whether this is a child, and the connection its parent's: a method of the manager's forked.
+    #[inline]
+    fn is_inherited(&self) -> bool {
+        Guarded::is_inherited(&self.client)
     }
 
     /// Closes the connection and vacates its slot. An inherited one is abandoned.
@@ -92,25 +123,26 @@ impl<M: ManageConnection> Connection<M> {
 
     /// Takes the connection out of the pool.
     pub(super) fn detach<T>(self, number: usize, then: impl FnOnce(Guarded<M::Connection>) -> T) -> T {
-        let made_in = self.client.generation();
-        let (client, pool) = self.take_apart();
-        let _vacates = Vacates { number, made_in, pool };
+        let Self { client, pool, unknown, .. } = self;
+        drop(unknown);
+        let _vacates = Vacates { number, made_in: client.generation(), pool };
         then(client)
     }
+}
 
-    /// Closes the connection; its slot stays the caller's.
-    pub(super) fn close(self) {
-        drop(self.take_apart().0);
+/// One of the connections whose descriptors nobody knows: counted until this is dropped, also by a panic.
+pub(super) struct Unknown(Arc<AtomicU32>);
+
+impl Unknown {
+    fn count(counter: &Arc<AtomicU32>) -> Self {
+        counter.fetch_add(1, Relaxed);
+        Self(Arc::clone(counter))
     }
+}
 
-    fn take_apart(self) -> (Guarded<M::Connection>, Arc<Shared<M>>) {
-        let Self { client, pool, .. } = self;
-        if !client.registration().is_known()
-            && let Some(local) = pool.existing_in(client.generation())
-        {
-            local.unknown.fetch_sub(1, Relaxed);
-        }
-        (client, pool)
+impl Drop for Unknown {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

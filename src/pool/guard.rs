@@ -3,11 +3,16 @@
 use super::connection::Connection;
 use super::slots;
 use super::{Error, Fault, ManageConnection};
+use crate::Deadline;
 use crate::fork::{self, Guarded, Origin};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
+
+/// All goodbyes of those that a report condemns take no longer than this together.
+const GOODBYES: Duration = Duration::from_secs(1);
 
 /// A connection of a pool, lent until this is dropped.
 ///
@@ -65,7 +70,8 @@ impl<M: ManageConnection> PooledConnection<M> {
 
     /// Tells the pool of an error that the connection gave. If its [manager](ManageConnection::classify) says that the error
     /// condemns the connection, it is closed when it comes back; if it condemns the server (a master that has become a
-    /// replica), so are all that there are now. Returns what the manager said.
+    /// replica), so are all that there are now; the idle ones at once, which takes a second at most. Of connections that are
+    /// condemned already a report changes nothing for the others: those were opened since. Returns what the manager said.
     ///
     /// ```no_run
     /// # #[cfg(feature = "redis")] {
@@ -88,19 +94,19 @@ impl<M: ManageConnection> PooledConnection<M> {
         }
         conn.condemned |= matches!(fault, Fault::Connection | Fault::Server);
         if fault == Fault::Server {
-            conn.pool.condemn_all(conn.local());
+            conn.pool.condemn_all(conn.local(), conn.epoch, Deadline::after(GOODBYES));
         }
         fault
     }
 
     /// Publishes the descriptors of a client that you have put in the place of another (`*conn = reconnect()?`): a child
-    /// that is forked from here on drops the new one. The pool does the same when the connection comes back and the
+    /// that is forked from here on drops the new one, if the manager knows its descriptors. The pool does the same when the connection comes back and the
     /// manager [shows its socket](ManageConnection::socket); until then a child would hold it.
     ///
     /// # Errors
     ///
-    /// [`Error::is_inherited`]; [`Error::is_unprotected`] if they cannot be published: the connection is closed
-    /// when it comes back.
+    /// [`Error::is_inherited`]; [`Error::is_unprotected`] if they cannot be published, or nobody knows them and the pool
+    /// [requires that](crate::Builder::require_known_descriptors): the connection is closed when it comes back.
     pub fn republish(this: &mut Self) -> Result<(), Error> {
         Self::try_as_ref(this)?;
         let conn = this.conn.as_mut().expect("present until dropped");

@@ -11,6 +11,7 @@ use super::validate::Validity;
 use super::{Error, ManageConnection};
 use crate::Deadline;
 use crate::fork;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -36,9 +37,10 @@ impl<M: ManageConnection> Shared<M> {
                 }
                 let Some(slot) = local.bag.slots.take_vacant() else { break };
                 let vacancy = Vacancy { local, slot, here };
-                match self.connect(local, if call.timeout.is_zero() { call.budget(GOODBYES) } else { call.deadline }) {
+                let by = if call.timeout.is_zero() { call.budget(GOODBYES) } else { call.deadline };
+                match self.connect(local, by) {
                     Connected::Fit(conn) => {
-                        self.check_in(vacancy.keep(), conn);
+                        self.check_in_by(by, vacancy.keep(), conn);
                         opened += 1;
                     }
                     Connected::Forked => {
@@ -91,18 +93,22 @@ impl<M: ManageConnection> Shared<M> {
         let here = fork::generation();
         let mut surplus = local.bag.slots.idle().saturating_sub(self.min_idle());
         for (slot, place) in local.bag.slots.iter() {
-            let Some(mut conn) = place.take_idle() else { continue };
+            let Some(taken) = place.take_idle() else { continue };
+            // Made before `conn`: if the test panics, the slot is given back when the connection has been closed.
+            let vacancy = Vacancy { local, slot, here };
+            let mut conn = taken;
             let is_stale = conn.times.is_stale(now);
             let ends = conn.times.has_expired(now) || (is_stale && surplus > 0) || (is_stale && !stays(&mut conn));
             if fork::generation() != here {
                 std::mem::forget(conn);
                 return; // The test forked, and this is the child: the slots are its parent's.
             }
+            let slot = vacancy.keep();
             if ends {
                 surplus = surplus.saturating_sub(1);
                 conn.end_by(by, slot);
             } else {
-                self.check_in(slot, conn);
+                self.check_in_by(by, slot, conn);
             }
             if fork::generation() != here {
                 return; // A goodbye forked.
@@ -127,12 +133,23 @@ impl<M: ManageConnection> Shared<M> {
     /// By the deadline, if somebody waits for it.
     pub(super) fn close(&self, by: Deadline) {
         self.mark_closed();
-        let by = by.or_sooner(GOODBYES);
         if let Some(local) = self.existing() {
-            for mut conn in local.bag.close() {
-                conn.client.goodbye_by(by);
-                conn.close();
+            self.close_local(local, by.or_sooner(GOODBYES));
+        }
+    }
+
+    /// Closes all that is idle. A goodbye that panics keeps none of the others from being said: nobody comes back for them. The
+    /// first panic goes on when they are through.
+    pub(super) fn close_local(&self, local: &Local<M>, by: Deadline) {
+        let mut first = None;
+        for mut conn in local.bag.close() {
+            conn.client.goodbye_by(by);
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(conn))) {
+                first.get_or_insert(panic);
             }
+        }
+        if let Some(panic) = first {
+            resume_unwind(panic);
         }
     }
 

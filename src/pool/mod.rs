@@ -100,8 +100,9 @@ impl<M: ManageConnection> Pool<M> {
         Self(Shared::new(config, manager))
     }
 
-    /// Lends a connection: an idle one, or a new one if there is room, or the next that comes back; first come, first
-    /// served. Waits for [`connection_timeout`](Builder::connection_timeout) at most, as far as the manager heeds the
+    /// Lends a connection: an idle one, or a new one if there is room, or the next that comes back. That goes to whoever is
+    /// quicker, but who has waited for longer than a bound (1 to 20 ms, by the length of the queue) is handed the next one, first
+    /// come, first served. Waits for [`connection_timeout`](Builder::connection_timeout) at most, as far as the manager heeds the
     /// deadline.
     ///
     /// # Errors
@@ -117,9 +118,9 @@ impl<M: ManageConnection> Pool<M> {
         self.0.check_out(self.0.config.connection_timeout)
     }
 
-    /// As [`get`](Self::get), with a timeout for this call. Zero: an idle connection now, or a timeout. (Then a
-    /// [test](Builder::test_on_check_out) may still take up to [`connection_timeout`](Builder::connection_timeout): one
-    /// that may take no time would only destroy connections.)
+    /// As [`get`](Self::get), with a timeout for this call. Zero: an idle connection now, or a timeout. (Then
+    /// [tests](Builder::test_on_check_out) and the goodbyes of what fails them may still take up to
+    /// [`test_timeout`](Builder::test_timeout) together: a test that may take no time would only destroy connections.)
     ///
     /// # Errors
     ///
@@ -130,7 +131,8 @@ impl<M: ManageConnection> Pool<M> {
     }
 
     /// Lends an idle connection if there is one: waits for nobody and opens none.
-    /// (With [`test_on_check_out`](Builder::test_on_check_out) it still asks the server.)
+    /// (With [`test_on_check_out`](Builder::test_on_check_out) it still asks the server, as [`get_timeout`](Self::get_timeout) of
+    /// zero does.)
     #[inline]
     pub fn try_get(&self) -> Option<PooledConnection<M>> {
         self.0.check_out(Duration::ZERO).ok()

@@ -47,7 +47,7 @@ pub(super) struct Local<M: ManageConnection> {
     /// How many connects have failed in a row.
     pub(super) failures: AtomicU32,
     /// Connections whose descriptors nobody knows.
-    pub(super) unknown: AtomicU32,
+    pub(super) unknown: Arc<AtomicU32>,
 }
 
 impl<M: ManageConnection> Shared<M> {
@@ -80,7 +80,7 @@ impl<M: ManageConnection> Shared<M> {
         fence(SeqCst);
         if self.closed.load(SeqCst) {
             // Perhaps after `close` had looked for a local part and found none.
-            drop(local.bag.close());
+            self.close_local(local, call.budget(self.config.test_timeout));
             return Err(Error::closed(self.named()));
         }
         match due {
@@ -101,7 +101,7 @@ impl<M: ManageConnection> Shared<M> {
             connect_time: Typical::default(),
             test_time: Typical::default(),
             failures: AtomicU32::new(0),
-            unknown: AtomicU32::new(0),
+            unknown: Arc::default(),
         }
     }
 

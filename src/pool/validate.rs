@@ -11,7 +11,7 @@ use super::{Fault, ManageConnection, Unread};
 use crate::Deadline;
 use crate::fork::{self, peek};
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub(super) enum Validity {
     Fit,
@@ -70,7 +70,7 @@ impl<M: ManageConnection> Shared<M> {
     fn test(&self, local: &Local<M>, conn: &mut Connection<M>, call: &Call) -> Validity {
         let here = fork::generation();
         if conn.client.generation() != here {
-            return Validity::Unfit(None); // The look forked.
+            return Validity::Unfit(None); // The look forked, and this is the child.
         }
         let Some(until) = self.time_to_test(local, conn, call) else { return Validity::NoTime };
         let begun = Instant::now();
@@ -82,10 +82,14 @@ impl<M: ManageConnection> Shared<M> {
         }
         let fault = match answer {
             Ok(()) => None,
-            Err(why) => match self.manager.classify(&why) {
-                Fault::Harmless => None,
-                fault => Some((fault, why)),
-            },
+            Err(why) => {
+                let fault = self.manager.classify(&why);
+                if fork::generation() != here {
+                    std::mem::forget(why);
+                    return Validity::Unfit(None);
+                }
+                (fault != Fault::Harmless).then_some((fault, why))
+            }
         };
         match fault {
             None => {
@@ -99,7 +103,7 @@ impl<M: ManageConnection> Shared<M> {
                     local.suspect_before.fetch_max(conn.times.proved_at.as_nanos(), Relaxed);
                 }
                 if fault == Fault::Server {
-                    self.condemn_all(local);
+                    self.condemn_all(local, conn.epoch, call.budget(self.config.test_timeout));
                 }
                 Validity::Unfit(Some(Box::new(why)))
             }
@@ -130,21 +134,23 @@ impl<M: ManageConnection> Shared<M> {
         (!left.is_zero() && left >= needs).then(|| Deadline::after(until.remaining().max(needs)).sooner(call.deadline))
     }
 
-    /// The server is not what it was: idle connections are closed now, lent ones when they come back, and the name is
-    /// looked up anew.
+    /// The server of a connection of this epoch is not what it was: idle connections are closed now, lent ones and those that
+    /// are being opened when they come back, and the name is looked up anew. If the epoch has ended already, others have been opened
+    /// since, and nothing is said of those.
     #[cold]
-    pub(super) fn condemn_all(&self, local: &Local<M>) {
-        const GOODBYES: Duration = Duration::from_secs(1);
-        let epoch = local.epoch.fetch_add(1, Relaxed) + 1;
+    pub(super) fn condemn_all(&self, local: &Local<M>, of: u64, by: Deadline) {
+        let epoch = of + 1;
+        if local.epoch.compare_exchange(of, epoch, Relaxed, Relaxed).is_err() {
+            return;
+        }
         self.addresses.doubt();
-        let by = Deadline::after(GOODBYES);
         let here = fork::generation();
         for (slot, place) in local.bag.slots.iter() {
             let Some(conn) = place.take_idle() else { continue };
             if conn.epoch < epoch {
                 conn.end_by(by, slot);
             } else {
-                self.check_in(slot, conn);
+                self.check_in_by(by, slot, conn);
             }
             if fork::generation() != here {
                 return;

@@ -3,9 +3,12 @@
 use crate::kit::{self, exit_code, leave};
 use forksafe::fork::{self, Descriptors, PerProcess};
 use forksafe::testing::{self, Outcome, Witness, WitnessClient, WitnessManager, clean_process};
-use forksafe::{ManageConnection, Pool, PooledConnection};
+use forksafe::{Deadline, Fault, ManageConnection, Pool, PooledConnection, Reset, Unread};
 use std::cell::Cell;
-use std::io;
+use std::error::Error;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering::SeqCst};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
@@ -27,38 +30,123 @@ fn callback(name: &str) {
 
 struct Forks(WitnessManager);
 
-struct Client(WitnessClient);
+/// With the pid of the process that made it.
+struct Client(WitnessClient, u32);
+
+/// How often something was done to a client of another process.
+static STRANGE: AtomicU32 = AtomicU32::new(0);
+
+impl Client {
+    fn new(client: WitnessClient) -> Self {
+        Self(client, std::process::id())
+    }
+
+    fn ask_of(&mut self) -> &mut WitnessClient {
+        self.is_touched();
+        &mut self.0
+    }
+
+    fn is_touched(&self) {
+        if self.1 != std::process::id() {
+            STRANGE.fetch_add(1, SeqCst);
+        }
+    }
+
+    /// Its socket once more, for the test to speak on.
+    fn second(&self) -> TcpStream {
+        self.0.stream().as_fd().try_clone_to_owned().unwrap().into()
+    }
+}
 
 impl Drop for Client {
     fn drop(&mut self) {
+        self.is_touched();
         callback("close");
     }
 }
 
+/// An error that tells its manager what to make of it.
+#[derive(Debug, thiserror::Error)]
+#[error("on purpose: {0:?}")]
+struct Says(Fault);
+
+/// How many errors were dropped.
+static DROPPED: AtomicU32 = AtomicU32::new(0);
+
+impl Drop for Says {
+    fn drop(&mut self) {
+        DROPPED.fetch_add(1, SeqCst);
+    }
+}
+
+impl From<io::Error> for Says {
+    fn from(_: io::Error) -> Self {
+        Self(Fault::Unknown)
+    }
+}
+
+thread_local! {
+    /// What the next test says, or the next connect.
+    static SAYS: Cell<Option<Fault>> = const { Cell::new(None) };
+}
+
+fn say() -> Result<(), Says> {
+    SAYS.take().map_or(Ok(()), |fault| Err(Says(fault)))
+}
+
 impl ManageConnection for Forks {
     type Connection = Client;
-    type Error = io::Error;
+    type Error = Says;
 
-    fn connect(&self) -> io::Result<Client> {
+    fn connect(&self) -> Result<Client, Says> {
+        say()?;
         if FORK_AT.get() == "failing connect" {
             callback("failing connect");
-            return Err(io::Error::other("on purpose"));
+            return Err(Says(Fault::Unknown));
         }
         let client = self.0.connect();
         callback("connect");
-        client.map(Client)
+        Ok(Client::new(client?))
     }
-    fn is_valid(&self, conn: &mut Client) -> io::Result<()> {
-        self.0.is_valid(&mut conn.0)?;
+    fn is_valid(&self, conn: &mut Client) -> Result<(), Says> {
+        self.0.is_valid(conn.ask_of())?;
         callback("is_valid");
-        Ok(())
+        say()
     }
     fn has_broken(&self, conn: &mut Client) -> bool {
+        let has_broken = self.0.has_broken(conn.ask_of());
         callback("has_broken");
-        self.0.has_broken(&mut conn.0)
+        has_broken
+    }
+    fn socket<'c>(&self, conn: &'c Client) -> Option<BorrowedFd<'c>> {
+        conn.is_touched();
+        callback("socket");
+        Some(conn.0.stream().as_fd())
     }
     fn descriptors(&self, conn: &Client) -> Descriptors {
+        conn.is_touched();
+        callback("descriptors");
         self.0.descriptors(&conn.0)
+    }
+    fn on_unread(&self, conn: &mut Client, peeked: &[u8]) -> Unread {
+        // Taken, so that it is not the answer to what is asked next.
+        conn.is_touched();
+        conn.second().read_exact(&mut vec![0; peeked.len()]).unwrap();
+        callback("on_unread");
+        Unread::Fine
+    }
+    fn resets(&self) -> bool {
+        callback("resets");
+        true
+    }
+    fn reset(&self, conn: &mut Client, _: Deadline) -> Result<Reset, Says> {
+        conn.ask_of().ask("as good as new")?;
+        callback("reset");
+        Ok(Reset::Keep)
+    }
+    fn classify(&self, error: &(dyn Error + 'static)) -> Fault {
+        callback("classify");
+        error.downcast_ref().map_or(Fault::Unknown, |Says(fault)| *fault)
     }
 }
 
@@ -66,47 +154,110 @@ fn session(pool: &Pool<Forks>) -> u64 {
     pool.get().unwrap().0.ask("who am I to you").unwrap().connection
 }
 
+/// What is done, and which callback forks in the middle of it.
+const STAGES: [(&str, &str); 15] = [
+    ("get", "connect"),
+    ("fail", "failing connect"),
+    ("fail with a fault", "classify"),
+    ("get", "is_valid"),
+    ("test harmless", "classify"),
+    ("test broken", "classify"),
+    ("test condemned", "classify"),
+    ("look", "on_unread"),
+    ("get", "has_broken"),
+    ("get", "resets"),
+    ("get", "reset"),
+    ("replace", "socket"),
+    ("replace", "descriptors"),
+    ("report", "classify"),
+    ("disconnect", "close"),
+];
+
 #[test]
 fn a_child_that_was_forked_in_a_callback_starts_over() {
     clean_process(|| {
-        let stages = ["connect", "failing connect", "is_valid", "has_broken", "close"];
         // Without the handlers it is the look at the generation after the callback that tells the child what it is.
         let ways = [kit::fork as fn() -> Option<i32>, kit::raw_fork];
-        let all = stages.into_iter().flat_map(|stage| ways.map(|way| (stage, way)));
+        let all = STAGES.into_iter().flat_map(|stage| ways.map(|way| (stage, way)));
         // But not after a goodbye, which is said before the child comes to anything of ours.
-        let sound = |&(stage, way): &(&str, _)| !(stage == "close" && std::ptr::fn_addr_eq(way, ways[1]));
-        for (stage, way) in all.filter(sound) {
+        let sound =
+            |&((_, callback), way): &((_, &str), _)| !(callback == "close" && std::ptr::fn_addr_eq(way, ways[1]));
+        for ((deed, callback), way) in all.filter(sound) {
             FORK_BY.set(way);
+            let stage = format!("{deed}, {callback}");
             let witness = Witness::start();
-            let pool = kit::tested().max_size(2).build(Forks(witness.manager())).unwrap();
-            let before = (stage != "connect" && stage != "failing connect").then(|| session(&pool));
+            let builder = kit::tested().max_size(2).test_on_check_out(deed != "look");
+            let pool = builder.build(Forks(witness.manager())).unwrap();
+            let connects = deed.starts_with("fail") || callback == "connect";
+            let before = (!connects).then(|| session(&pool));
             let here = std::process::id();
-            FORK_AT.set(stage);
+            let dropped = DROPPED.load(SeqCst);
+            let condemns = Says(Fault::Server);
             // The child comes out of one of these as well.
-            let got = match stage {
-                "close" => {
+            let got = match deed {
+                "disconnect" => {
+                    FORK_AT.set(callback);
                     pool.disconnect();
                     None
                 }
-                "failing connect" => pool.get().err().map(|_| 0),
-                _ => Some(session(&pool)),
+                "fail" | "fail with a fault" => {
+                    FORK_AT.set(callback);
+                    SAYS.set((deed != "fail").then_some(Fault::NoRoom));
+                    pool.get().err().map(|_| 0)
+                }
+                "replace" => {
+                    let mut conn = pool.get().unwrap();
+                    *conn = pool.manager().connect().unwrap();
+                    FORK_AT.set(callback);
+                    drop(conn);
+                    None
+                }
+                "report" => {
+                    let mut conn = pool.get().unwrap();
+                    FORK_AT.set(callback);
+                    PooledConnection::report(&mut conn, &condemns);
+                    None
+                }
+                "look" => {
+                    let conn = pool.get().unwrap();
+                    let mut second = conn.second();
+                    drop(conn);
+                    second.write_all(WitnessClient::frame("a notice").as_bytes()).unwrap();
+                    assert!(second.peek(&mut [0]).unwrap() > 0);
+                    drop(second);
+                    FORK_AT.set(callback);
+                    Some(session(&pool))
+                }
+                _ => {
+                    SAYS.set(match deed {
+                        "test harmless" => Some(Fault::Harmless),
+                        "test broken" => Some(Fault::Connection),
+                        "test condemned" => Some(Fault::Server),
+                        _ => None,
+                    });
+                    FORK_AT.set(callback);
+                    Some(session(&pool))
+                }
             };
             if std::process::id() != here {
                 leave(|| {
+                    assert_eq!(DROPPED.load(SeqCst), dropped, "what the callback returned is not the child's to drop");
                     let own = session(&pool);
-                    assert!(
-                        got.is_none_or(|got| stage == "has_broken" || got == own),
-                        "nor does the parent's error count"
-                    );
+                    let asked_before = ["has_broken", "resets", "reset"].contains(&callback);
+                    assert!(got.is_none_or(|got| asked_before || got == own), "nor does the parent's error count");
                     assert_eq!(pool.state().connections, 1, "and nothing is lost");
                     // Both slots can be had.
                     let both = [pool.get().unwrap(), pool.get().unwrap()];
                     drop(both);
+                    assert_eq!(STRANGE.load(SeqCst), 0, "nor is the parent's client");
                 });
             }
             assert_eq!(exit_code(CHILD.load(SeqCst)), 0, "the child that was forked in {stage}");
-            match (stage, before) {
-                ("close", _) => assert_eq!(pool.state().connections, 0),
+            match (deed, before) {
+                ("disconnect" | "report", _) => assert_eq!(pool.state().connections, 0, "{stage}"),
+                ("replace" | "test broken" | "test condemned", before) => {
+                    assert_ne!(Some(session(&pool)), before, "{stage}")
+                }
                 (_, Some(before)) => assert_eq!(session(&pool), before, "{stage}"),
                 _ => drop(session(&pool)),
             }
@@ -121,14 +272,14 @@ fn a_child_that_was_forked_in_a_warm_up_starts_over() {
     struct ForksAtSecond(Forks, AtomicU32);
     impl ManageConnection for ForksAtSecond {
         type Connection = Client;
-        type Error = io::Error;
-        fn connect(&self) -> io::Result<Client> {
+        type Error = Says;
+        fn connect(&self) -> Result<Client, Says> {
             if self.1.fetch_add(1, SeqCst) == 1 {
                 FORK_AT.set("connect");
             }
             self.0.connect()
         }
-        fn is_valid(&self, conn: &mut Client) -> io::Result<()> {
+        fn is_valid(&self, conn: &mut Client) -> Result<(), Says> {
             self.0.is_valid(conn)
         }
         fn has_broken(&self, conn: &mut Client) -> bool {

@@ -7,8 +7,9 @@ use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use std::sync::{Barrier, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,10 @@ struct Pairs {
     goodbyes: AtomicU32,
     /// A goodbye lasts as long as it may.
     goodbyes_hang: AtomicU32,
+    /// The longest that one of them had.
+    goodbyes_had: Mutex<Duration>,
+    /// Where a connect waits, once to begin and once to end.
+    meeting: Mutex<Option<Arc<Barrier>>>,
 }
 
 struct Pair {
@@ -44,6 +49,8 @@ impl ManageConnection for Pairs {
     type Error = io::Error;
 
     fn connect(&self) -> io::Result<Pair> {
+        let meeting = self.meeting.lock().unwrap().take();
+        meeting.into_iter().for_each(|meeting| _ = (meeting.wait(), meeting.wait()));
         let (socket, peer) = UnixStream::pair()?;
         let mut peers = self.peers.lock().unwrap();
         peers.push(Some(peer));
@@ -58,7 +65,9 @@ impl ManageConnection for Pairs {
             wait_out(deadline);
             return Err(ErrorKind::TimedOut.into());
         }
-        self.says.lock().unwrap().map_or(Ok(()), |what| Err(io::Error::other(Says(what))))
+        let says = *self.says.lock().unwrap();
+        assert_ne!(says, Some("panic"));
+        says.map_or(Ok(()), |what| Err(io::Error::other(Says(what))))
     }
     fn has_broken(&self, _: &mut Pair) -> bool {
         false
@@ -68,6 +77,10 @@ impl ManageConnection for Pairs {
     }
     fn goodbye(&self, conn: Pair, deadline: Deadline) {
         self.goodbyes.fetch_add(1, SeqCst);
+        {
+            let mut had = self.goodbyes_had.lock().unwrap();
+            *had = deadline.remaining().max(*had);
+        }
         if self.goodbyes_hang.load(SeqCst) > 0 {
             wait_out(deadline);
         }
@@ -287,36 +300,139 @@ fn a_reported_error_condemns_what_its_manager_says_it_does() {
     });
 }
 
+/// What is told late, of a connection to the server that was, says nothing of those that were made since.
+#[test]
+fn a_late_report_condemns_no_more_than_its_own_connection() {
+    clean_process(|| {
+        let pool = pool_of(3, patience());
+        let (mut first, mut second) = (pool.get().unwrap(), pool.get().unwrap());
+        PooledConnection::report(&mut first, &Says("read only"));
+        drop(first);
+        let new = pool.get().unwrap().number;
+        assert_eq!(PooledConnection::report(&mut second, &Says("read only")), Fault::Server);
+        drop(second);
+        assert_eq!((pool.state().connections, pool.state().idle_connections), (1, 1));
+        assert_eq!(pool.get().unwrap().number, new);
+    });
+}
+
+/// It was dialled before anybody knew better.
+#[test]
+fn a_connection_that_is_being_opened_is_condemned_with_the_others() {
+    clean_process(|| {
+        type Opens = fn(&Pool<Pairs>);
+        let opens: [Opens; 2] = [|pool| drop(pool.get().unwrap()), |pool| assert_eq!(pool.warm_up(1).unwrap(), 1)];
+        for open in opens {
+            let pool = pool_of(2, patience());
+            let mut told = pool.get().unwrap();
+            let meeting = Arc::new(Barrier::new(2));
+            *pool.manager().meeting.lock().unwrap() = Some(Arc::clone(&meeting));
+            thread::scope(|scope| {
+                scope.spawn(|| open(&pool));
+                meeting.wait();
+                PooledConnection::report(&mut told, &Says("read only"));
+                meeting.wait();
+            });
+            assert_eq!((pool.state().connections, pool.state().idle_connections), (1, 0), "what is lent, and no more");
+        }
+    });
+}
+
+/// Also those of connections that were condemned by another's test, or that come back to a pool which has been closed.
+#[test]
+fn the_goodbyes_of_a_call_are_within_its_time() {
+    clean_process(|| {
+        let timeout = Duration::from_secs(4);
+        let pool = pool_of(3, timeout);
+        pool.warm_up(3).unwrap();
+        *pool.manager().says.lock().unwrap() = Some("read only");
+        drop(pool.get().unwrap());
+        assert_eq!(pool.manager().goodbyes.load(SeqCst), 3);
+        let had = *pool.manager().goodbyes_had.lock().unwrap();
+        assert!(had <= Duration::from_millis(500), "condemned: {had:?}");
+
+        let pool = pool_of(1, timeout);
+        let meeting = Arc::new(Barrier::new(2));
+        *pool.manager().meeting.lock().unwrap() = Some(Arc::clone(&meeting));
+        thread::scope(|scope| {
+            scope.spawn(|| pool.warm_up(1));
+            meeting.wait();
+            pool.close();
+            meeting.wait();
+        });
+        assert_eq!(pool.manager().goodbyes.load(SeqCst), 1);
+        let had = *pool.manager().goodbyes_had.lock().unwrap();
+        assert!(had <= timeout, "closed: {had:?}");
+    });
+}
+
+/// A test that panics loses no slot, though nobody asked for the connection.
+#[test]
+fn a_panicking_test_inside_maintain_loses_no_slot() {
+    clean_process(|| {
+        let pool = Pool::builder().max_size(1).min_idle(Some(1)).build(Pairs::default()).unwrap();
+        advance_clock(Duration::from_secs(15 * 60)); // Idle for too long, but not too old.
+        *pool.manager().says.lock().unwrap() = Some("panic");
+        assert!(catch_unwind(AssertUnwindSafe(|| pool.maintain())).is_err());
+        assert_eq!((pool.state().connections, pool.manager().goodbyes.load(SeqCst)), (0, 1));
+        assert_eq!(pool.get_timeout(patience()).unwrap().number, 2);
+    });
+}
+
+/// Its goodbyes panic, and are counted.
+struct Panics(Arc<AtomicU32>);
+
+impl ManageConnection for Panics {
+    type Connection = ();
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn is_valid(&self, _: &mut ()) -> io::Result<()> {
+        Ok(())
+    }
+    fn has_broken(&self, _: &mut ()) -> bool {
+        false
+    }
+    fn descriptors(&self, _: &()) -> Descriptors {
+        Descriptors::none()
+    }
+    fn goodbye(&self, _: (), _: Deadline) {
+        panic!("in goodbye {}", self.0.fetch_add(1, SeqCst));
+    }
+}
+
+fn pool_that_panics() -> (Pool<Panics>, Arc<AtomicU32>) {
+    let goodbyes = Arc::<AtomicU32>::default();
+    let pool = Pool::builder().max_size(4).build(Panics(Arc::clone(&goodbyes))).unwrap();
+    pool.warm_up(4).unwrap();
+    (pool, goodbyes)
+}
+
 /// A goodbye that panics loses no slot.
 #[test]
 fn a_panicking_goodbye_inside_disconnect_loses_no_slot() {
-    struct Panics;
-    impl ManageConnection for Panics {
-        type Connection = ();
-        type Error = io::Error;
-        fn connect(&self) -> io::Result<()> {
-            Ok(())
-        }
-        fn is_valid(&self, _: &mut ()) -> io::Result<()> {
-            Ok(())
-        }
-        fn has_broken(&self, _: &mut ()) -> bool {
-            false
-        }
-        fn descriptors(&self, _: &()) -> Descriptors {
-            Descriptors::none()
-        }
-        fn goodbye(&self, _: (), _: Deadline) {
-            panic!("in the goodbye");
-        }
-    }
-    let pool = Pool::builder().max_size(4).build(Panics).unwrap();
-    pool.warm_up(4).unwrap();
+    let (pool, _) = pool_that_panics();
     for left in (0..4).rev() {
-        let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pool.disconnect()));
-        assert!(panics.is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| pool.disconnect())).is_err());
         assert_eq!(pool.state().connections, left);
     }
     assert_eq!(pool.warm_up(4).unwrap(), 4, "all slots are to be had");
     std::mem::forget(pool);
+}
+
+/// A pool is closed once: so all goodbyes are said, whichever of them panic.
+#[test]
+fn panicking_goodbyes_of_a_pool_that_is_closed_are_all_said() {
+    clean_process(|| {
+        type Ends = fn(Pool<Panics>);
+        let ends: [Ends; 2] = [|pool| pool.close(), drop];
+        for end in ends {
+            let (pool, goodbyes) = pool_that_panics();
+            let panics = catch_unwind(AssertUnwindSafe(|| end(pool))).unwrap_err();
+            assert_eq!(panics.downcast_ref::<String>().unwrap(), "in goodbye 0", "the first");
+            assert_eq!(goodbyes.load(SeqCst), 4);
+        }
+    });
 }

@@ -6,6 +6,7 @@ use forksafe::testing::{self, Witness, WitnessClient, WitnessManager, assert_not
 use forksafe::{Attempt, Deadline, ManageConnection, PooledConnection};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 /// A newtype over another manager, with r2d2's three methods and whatever `$more` says.
 macro_rules! newtype {
@@ -59,6 +60,18 @@ newtype!(OverridesTheTest {
     }
 });
 
+newtype!(KnowsAtTimes {
+    fn descriptors(&self, conn: &WitnessClient) -> Descriptors {
+        if KNOWS.load(SeqCst) { Descriptors::of(conn.stream()) } else { Descriptors::unknown() }
+    }
+    fn is_valid_within(&self, conn: &mut WitnessClient, _: Deadline) -> io::Result<()> {
+        assert!(!PANICS.load(SeqCst));
+        self.0.is_valid(conn)
+    }
+});
+static KNOWS: AtomicBool = AtomicBool::new(true);
+static PANICS: AtomicBool = AtomicBool::new(false);
+
 /// Idle and lent connections of the parent are dead in the child, whoever made the manager.
 fn is_protected<M: ManageConnection<Connection = WitnessClient>>(witness: &Witness, make: fn(WitnessManager) -> M) {
     let pool = kit::tested().max_size(3).require_known_descriptors(true).build(make(witness.manager())).unwrap();
@@ -106,6 +119,54 @@ fn unknown_descriptors_are_counted_shown_and_refused_if_asked() {
         let error = strict.get().unwrap_err();
         assert!(error.is_unprotected() && error.to_string().contains("require_known_descriptors"), "{error}");
         assert_eq!((strict.state().connections, strict.state().unknown_descriptors), (0, 0));
+    });
+}
+
+/// Whatever becomes of it, the count is right.
+#[test]
+fn a_connection_whose_descriptors_become_unknown_is_counted_or_refused() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let pool = kit::tested().max_size(1).build(KnowsAtTimes(witness.manager())).unwrap();
+        let unknown = || pool.state().unknown_descriptors;
+        let replace = |conn: &mut WitnessClient| *conn = witness.manager().connect().unwrap();
+        let get = |knows| {
+            let mut conn = pool.get().unwrap();
+            replace(&mut conn);
+            KNOWS.store(knows, SeqCst);
+            PooledConnection::republish(&mut conn).unwrap();
+            conn
+        };
+        drop(get(false));
+        assert_eq!(unknown(), 1);
+        drop(get(true));
+        assert_eq!(unknown(), 0);
+        PooledConnection::discard(get(false));
+        assert_eq!(unknown(), 0);
+        drop(pool.get().unwrap());
+        assert_eq!(unknown(), 1);
+        PANICS.store(true, SeqCst);
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pool.get().map(drop))).is_err());
+        assert_eq!((unknown(), pool.state().connections), (0, 0), "closed by a panic");
+
+        let builder = kit::tested().max_size(1).require_known_descriptors(true);
+        let strict = builder.build(KnowsAtTimes(witness.manager())).unwrap();
+        let state = || (strict.state().connections, strict.state().unknown_descriptors);
+        PANICS.store(false, SeqCst);
+        for says_so in [true, false] {
+            KNOWS.store(true, SeqCst);
+            let mut conn = strict.get().unwrap();
+            replace(&mut conn);
+            KNOWS.store(false, SeqCst);
+            if says_so {
+                assert!(PooledConnection::republish(&mut conn).unwrap_err().is_unprotected());
+            }
+            drop(conn);
+            // By its return, or by its next test.
+            assert!(strict.get().is_err_and(|error| error.is_unprotected()));
+            assert_eq!(state(), (0, 0));
+        }
+        assert_eq!(witness.violations(), Vec::<String>::new());
     });
 }
 
