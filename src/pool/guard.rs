@@ -70,8 +70,8 @@ impl<M: ManageConnection> PooledConnection<M> {
 
     /// Tells the pool of an error that the connection gave. If its [manager](ManageConnection::classify) says that the error
     /// condemns the connection, it is closed when it comes back; if it condemns the server (a master that has become a
-    /// replica), so are all that there are now; the idle ones at once, which takes a second at most. Of connections that are
-    /// condemned already a report changes nothing for the others: those were opened since. Returns what the manager said.
+    /// replica), so are all that there are now; the idle ones at once, which takes a second at most. One that was condemned like
+    /// that before condemns no more than itself: the others may have been opened since. Returns what the manager said.
     ///
     /// ```no_run
     /// # #[cfg(feature = "redis")] {
@@ -100,8 +100,8 @@ impl<M: ManageConnection> PooledConnection<M> {
     }
 
     /// Publishes the descriptors of a client that you have put in the place of another (`*conn = reconnect()?`): a child
-    /// that is forked from here on drops the new one, if the manager knows its descriptors. The pool does the same when the connection comes back and the
-    /// manager [shows its socket](ManageConnection::socket); until then a child would hold it.
+    /// that is forked from here on drops the new one, if the manager knows its descriptors. The pool does the same when the
+    /// connection comes back and the manager [shows its socket](ManageConnection::socket); until then a child would hold it.
     ///
     /// # Errors
     ///
