@@ -77,7 +77,8 @@ impl<M: ManageConnection> Shared<M> {
                 Ok(local) => local,
                 Err(why) => {
                     // Closed since, perhaps: what was taken goes the way of all others.
-                    idle.into_iter().for_each(|(slot, conn)| self.check_in(slot, conn));
+                    let by = call.budget(self.config.test_timeout);
+                    idle.into_iter().for_each(|(slot, conn)| self.check_in_by(by, slot, conn));
                     return Err(why);
                 }
             };
