@@ -31,13 +31,12 @@ impl<M: ManageConnection> Shared<M> {
         if let Some(local) = self.ready()
             && let Some((slot, conn)) = local.bag.slots.take_idle(LAST_SLOT.get())
         {
-            let second = Second::now();
-            if conn.times.is_fresh(second) {
+            if conn.times.is_fresh(Second::now) {
                 return Ok(self.lend_fresh(conn, slot));
             }
             let now = Coarse::now();
             if conn.times.is_trusted(now) {
-                return Ok(self.lend_in(second, conn, slot, now));
+                return Ok(self.lend(conn, slot, now));
             }
             idle = Some((slot, conn));
         }
@@ -45,17 +44,13 @@ impl<M: ManageConnection> Shared<M> {
     }
 
     #[inline]
-    fn lend_in(&self, second: Second, mut conn: Box<Connection<M>>, slot: usize, now: Coarse) -> PooledConnection<M> {
-        if conn.times.is_of(second) {
-            conn.times.checked_out(now, &self.limits);
-        } else {
+    fn lend(&self, mut conn: Box<Connection<M>>, slot: usize, now: Coarse) -> PooledConnection<M> {
+        if conn.times.may_be_fresh(now) {
             conn.times.begin_second(now, Second::now_and_left(), &self.limits);
+        } else {
+            conn.times.checked_out(now, &self.limits);
         }
         self.lend_fresh(conn, slot)
-    }
-
-    fn lend(&self, conn: Box<Connection<M>>, slot: usize) -> PooledConnection<M> {
-        self.lend_in(Second::NONE, conn, slot, Coarse::now())
     }
 
     #[inline]
@@ -90,7 +85,7 @@ impl<M: ManageConnection> Shared<M> {
             let vacancy = match taken {
                 Taken::Vacant(slot) => Vacancy { local, slot, here },
                 Taken::Idle(slot, conn) => match self.check(conn, Vacancy { local, slot, here }, &call)? {
-                    Checked::Fit(conn, slot) => return Ok(self.lend(conn, slot)),
+                    Checked::Fit(conn, slot) => return Ok(self.lend(conn, slot, Coarse::now())),
                     Checked::Closed(vacancy) if self.may_connect_at_once(local, &call) => vacancy,
                     Checked::Closed(_) => continue,
                     Checked::Forked => continue,
@@ -105,7 +100,7 @@ impl<M: ManageConnection> Shared<M> {
                 return Err(self.timed_out(&call, local));
             }
             match self.connect(local, call.deadline) {
-                Connected::Fit(conn) => return Ok(self.lend(conn, vacancy.keep())),
+                Connected::Fit(conn) => return Ok(self.lend(conn, vacancy.keep(), Coarse::now())),
                 Connected::Forked => {}
                 Connected::Refused(error) => return Err(error),
                 Connected::Failed { why, waits } => {

@@ -39,8 +39,16 @@ impl Limits {
         };
         let expires_at = now.plus(lifetime);
         let idle_until = now.plus(self.idle_timeout);
-        Times { expires_at, idle_until, proved_at: now, trusted_until: now, second: Second::NONE, is_fresh: false }
-            .proved(now, self)
+        Times {
+            expires_at,
+            idle_until,
+            proved_at: now,
+            trusted_until: now,
+            is_fresh: false,
+            second: Second::NONE,
+            ask_again_at: now,
+        }
+        .proved(now, self)
     }
 }
 
@@ -54,30 +62,32 @@ pub(super) struct Times {
     pub(super) proved_at: Coarse,
     /// Until then it is lent as it is: the soonest of all that has to be asked about it.
     trusted_until: Coarse,
-    /// The second for which it was worked out last whether it is trusted all through it.
-    second: Second,
+    /// Whether it is trusted all through this second; and when that may change.
     is_fresh: bool,
+    second: Second,
+    ask_again_at: Coarse,
 }
 
 impl Times {
     /// Whether it may be lent without even asking for the time, but for the second.
     #[inline]
-    pub(super) fn is_fresh(&self, second: Second) -> bool {
-        self.second == second && self.is_fresh
+    pub(super) fn is_fresh(&self, second: impl FnOnce() -> Second) -> bool {
+        self.is_fresh && self.second == second()
     }
 
-    /// Whether it has to be worked out for this second.
+    /// Whether it may have become fresh since that was worked out.
     #[inline]
-    pub(super) fn is_of(&self, second: Second) -> bool {
-        self.second == second
+    pub(super) fn may_be_fresh(&self, now: Coarse) -> bool {
+        now >= self.ask_again_at
     }
 
-    /// It is lent at `now`, in a second that lasts for as long as `left`. Until the end of it nobody notes when it is lent: an idle
-    /// timeout begins then.
+    /// It is lent at `now`, in a second that lasts for as long as `left`. If it is fresh until the end of it, nobody notes when it is
+    /// lent until then: an idle timeout begins there.
     pub(super) fn begin_second(&mut self, now: Coarse, (second, left): (Second, Duration), limits: &Limits) {
         let end = now.plus_duration(left);
         self.second = second;
         self.is_fresh = end <= self.trusted_until;
+        self.ask_again_at = end;
         self.checked_out(if self.is_fresh { end } else { now }, limits);
     }
 
@@ -121,7 +131,8 @@ impl Times {
     /// Nothing speaks against it until some time has passed.
     pub(super) fn looked_at(mut self, now: Coarse, limits: &Limits) -> Self {
         let soonest = self.proved_at.plus(limits.test_after).min(now.plus(limits.sweep_every));
-        self.second = Second::NONE;
+        self.is_fresh = false;
+        self.ask_again_at = now;
         self.trusted_until = soonest.min(self.expires_at).min(now.plus(limits.idle_timeout));
         self
     }
@@ -131,4 +142,40 @@ impl Times {
 pub(super) fn chance() -> u64 {
     let here = (crate::fork::Origin::current(), std::thread::current().id(), std::time::Instant::now());
     RandomState::new().hash_one(here)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    /// Whoever skips the clock for the rest of a second may not by that skip what is due in it.
+    #[test]
+    fn it_is_fresh_for_a_second_only_if_it_is_trusted_all_through_it() {
+        let idle_timeout = Span::of(Some(MILLI * 60_000));
+        let limits = Limits {
+            max_lifetime: Span::of(None),
+            idle_timeout,
+            test_after: Span::of(Some(MILLI * 500)),
+            sweep_every: MILLI * 10_000,
+        };
+        let begin = Coarse::from_nanos(1_000_000_000_000);
+        let second = Second::now();
+        for (left, is_fresh) in [(400, true), (500, true), (501, false), (1000, false)] {
+            let mut times = limits.born(begin, 0);
+            assert!(!times.is_fresh(|| second), "nobody has worked it out");
+            assert!(times.may_be_fresh(begin));
+            times.begin_second(begin, (second, MILLI * left), &limits);
+            assert_eq!(times.is_fresh(|| second), is_fresh, "{left} ms are left");
+            assert!(!times.is_fresh(|| Second::NONE), "another second is another matter");
+            let end = begin.plus_duration(MILLI * left);
+            assert!(!times.may_be_fresh(begin) && times.may_be_fresh(end));
+            let idle_since = if is_fresh { end } else { begin };
+            assert!(!times.is_stale(begin.plus(idle_timeout)) || !is_fresh);
+            assert!(times.is_stale(idle_since.plus(idle_timeout)));
+            // What is found out anew has to be worked out anew.
+            assert!(!times.looked_at(begin, &limits).is_fresh(|| second));
+        }
+    }
 }
