@@ -158,7 +158,7 @@ mod tests {
             max_lifetime: Span::of(None),
             idle_timeout,
             test_after: Span::of(Some(MILLI * 500)),
-            sweep_every: MILLI * 10_000,
+            sweep_every: Span::of(Some(MILLI * 10_000)),
         };
         let begin = Coarse::from_nanos(1_000_000_000_000);
         let second = Second::now();
