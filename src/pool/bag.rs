@@ -317,6 +317,11 @@ impl<T> Bag<T> {
         }
     }
 
+    /// For how long it is shut: a moment at least.
+    pub(super) fn gate_opens_in(&self) -> Duration {
+        Coarse::from_nanos(self.gate.load(Relaxed)).since(Coarse::now()).max(Duration::from_millis(1))
+    }
+
     /// Whether it is open to all.
     pub(super) fn has_open_gate(&self) -> bool {
         self.gate.load(Relaxed) == 0

@@ -14,6 +14,7 @@ use crate::fork;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
 use std::time::Duration;
 
 /// All goodbyes of one `disconnect`, `close` or sweep take no longer than this together.
@@ -24,7 +25,7 @@ impl<M: ManageConnection> Shared<M> {
     pub(super) fn warm_up(self: &Arc<Self>, wanted: u32) -> Result<u32, Error> {
         let call = Call::new(self.config.connection_timeout);
         let mut opened = 0;
-        // Counted once; and once more in a child that was forked in the middle.
+        // Counted once; and once more after a wait, or in a child that was forked in the middle.
         'count: loop {
             if wanted == 0 {
                 return Ok(0);
@@ -48,6 +49,12 @@ impl<M: ManageConnection> Shared<M> {
                         continue 'count;
                     }
                     Connected::Refused(error) => return Err(error),
+                    Connected::Failed { why, waits: true } if self.config.retry_connect && !call.deadline.is_over() => {
+                        call.failed(why);
+                        drop(vacancy);
+                        thread::sleep(local.bag.gate_opens_in().min(call.deadline.remaining()));
+                        continue 'count;
+                    }
                     Connected::Failed { why, .. } => {
                         return Err(Error::connect(self.named(), self.manager.target(), why));
                     }

@@ -124,14 +124,17 @@ impl<M: ManageConnection> Shared<M> {
             }
             () => budget,
         };
-        // What the server usually needs it should have; otherwise connections in order would be closed.
-        // Who has half of its time left tests in any case: otherwise one slow test would be the last.
-        let needs = (local.test_time.time() * 2).min(call.timeout / 2);
         if call.timeout.is_zero() {
             return (!budget.is_over()).then_some(until);
         }
+        // What the server usually needs it should have; otherwise connections in order would be closed.
+        let needs = local.test_time.time() * 2;
         let left = call.deadline.remaining();
-        (!left.is_zero() && left >= needs).then(|| Deadline::after(until.remaining().max(needs)).sooner(call.deadline))
+        match () {
+            () if left.is_zero() => None,
+            () if left >= needs => Some(Deadline::after(until.remaining().max(needs)).sooner(call.deadline)),
+            () => local.test_time.is_to_be_doubted().then_some(until),
+        }
     }
 
     /// The server of a connection of this epoch is not what it was: idle connections are closed now, lent ones and those that

@@ -229,7 +229,9 @@ fn one_slow_test_is_not_the_last() {
             let _ = pool.get();
         }
         server.tests.now(Duration::ZERO);
-        drop(pool.get().expect("the server is quick again"));
+        // It may take a second until somebody tries.
+        wait_until(|| pool.get().is_ok());
+        assert_eq!(server.attempts.load(SeqCst), 1, "and the connection was in order all the time");
     });
 }
 
@@ -333,5 +335,28 @@ fn who_waits_behind_a_full_server_is_not_forgotten() {
             let failed = served.into_iter().find_map(Result::err).unwrap();
             assert!(failed.is_connect(), "{failed:#}");
         });
+    });
+}
+
+/// Pools that are built while their server still starts wait for it, if that is what one asks for.
+#[test]
+fn a_pool_that_is_built_before_its_server_is_there_waits_if_asked() {
+    clean_process(|| {
+        for waits in [false, true] {
+            let server = server(Server { room: 9, away: AtomicBool::new(true), ..Server::default() });
+            let builder =
+                Pool::builder().min_idle(Some(2)).connection_timeout(patience()).retry_connect(waits).max_size(4);
+            thread::scope(|scope| {
+                let builds = scope.spawn(|| builder.build(server).map(|pool| pool.state().idle_connections));
+                if waits {
+                    wait_until(|| server.attempts.load(SeqCst) > 2);
+                    server.away.store(false, SeqCst);
+                }
+                match builds.join().unwrap() {
+                    Ok(idle) => assert!(waits && idle == 2, "{idle}"),
+                    Err(error) => assert!(!waits && error.is_connect(), "{error:#}"),
+                }
+            });
+        }
     });
 }
