@@ -8,6 +8,8 @@ use crate::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use loom::thread;
 use std::cell::Cell;
+use std::sync::LazyLock;
+use std::time::Instant;
 
 thread_local! {
     /// Whether the first in line is handed what comes back, however short it has waited. (Time does not pass in a model; and all
@@ -44,11 +46,15 @@ fn give_back(item: Box<Item>) {
     }
 }
 
-const PATIENT: Wish = Wish { near: 0, deadline: Deadline::NEVER, connect_by: Deadline::NEVER };
+/// All have come at the same time: which of them is first in line is for the model to say, not for the clock.
+fn patient() -> Wish {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    Wish { near: 0, since: *START, deadline: Deadline::NEVER, connect_by: Deadline::NEVER }
+}
 
 /// As the pool does it: takes, uses, and puts back; or makes what is missing.
 fn use_one((bag, holders): &Shared) {
-    let item = match bag.acquire(PATIENT) {
+    let item = match bag.acquire(patient()) {
         Ok(Taken::Idle(_, item)) => item,
         Ok(Taken::Vacant(slot)) => Box::new(Item { bag: Arc::clone(bag), slot, holders: Arc::clone(holders) }),
         Err(Refusal::Closed) => return,
@@ -98,7 +104,7 @@ fn loom_a_wake_up_of_one_who_leaves_is_passed_on() {
         let (slot, item) = shared.0.slots.take_idle(0).unwrap();
         let waits = also(&shared, use_one);
         let leaves = also(&shared, |shared| {
-            if let Some(Taken::Idle(_, item)) = shared.0.acquire_or_leave(PATIENT) {
+            if let Some(Taken::Idle(_, item)) = shared.0.acquire_or_leave(patient()) {
                 hold(item);
             }
         });
@@ -144,7 +150,7 @@ fn loom_a_closed_bag_gives_nothing_out() {
         let shared = stocked(2, 1);
         let other = also(&shared, use_one);
         drop(shared.0.close());
-        assert!(matches!(shared.0.acquire(PATIENT), Err(Refusal::Closed)));
+        assert!(matches!(shared.0.acquire(patient()), Err(Refusal::Closed)));
         other.join().unwrap();
         assert_eq!(shared.0.slots.occupied(), 0);
     });
