@@ -77,9 +77,10 @@ impl<M: ManageConnection> Connection<M> {
         if self.is_inherited() {
             return false;
         }
-        let registered = self.client.registration().first();
-        let socket = self.pool.manager.socket(self.client.value_mut());
-        socket.is_some_and(|socket| Some(socket.as_raw_fd()) != registered)
+        let Some(socket) = self.pool.manager.socket(self.client.value_mut()).map(|socket| socket.as_raw_fd()) else {
+            return false;
+        };
+        self.client.registration().first() != Some(socket)
     }
 
     /// Publishes the descriptors of a client that was replaced. False if they cannot be named, and have to be.

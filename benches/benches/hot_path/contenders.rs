@@ -26,6 +26,7 @@ pub(crate) fn contenders() -> Vec<Contender> {
         forksafe("forksafe", Duration::MAX, Numbers),
         forksafe("forksafe, looks each 500 ms", Duration::from_millis(500), Numbers),
         forksafe("forksafe, 1 descriptor", Duration::MAX, Sockets),
+        nearly_all_lent(),
         r2d2(),
         bb8(),
         deadpool(),
@@ -54,6 +55,20 @@ fn forksafe<M: forksafe::ManageConnection>(name: &'static str, test_after: Durat
         .build(manager)
         .expect("a pool");
     Contender::new(name, move |times| {
+        for _ in 0..times {
+            black_box(pool.get().expect("one for each thread"));
+        }
+    })
+}
+
+/// Of a thousand connections as many as usual are idle, and all others lent.
+fn nearly_all_lent() -> Contender {
+    const ALL: u32 = 1000;
+    let pool = forksafe::Pool::builder().test_after(Duration::MAX).max_size(ALL).min_idle(Some(ALL));
+    let pool = pool.test_on_check_out(false).build(Numbers).expect("a pool");
+    let lent: Vec<_> = (CONNECTIONS..ALL).map(|_| pool.get().expect("an idle one")).collect();
+    Contender::new("forksafe, 992 of 1000 lent", move |times| {
+        let _lent = &lent;
         for _ in 0..times {
             black_box(pool.get().expect("one for each thread"));
         }
