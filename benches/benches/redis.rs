@@ -8,6 +8,9 @@ use std::time::Duration;
 
 const THREADS: usize = 8;
 
+/// What one thread does.
+type Work = Box<dyn Fn(&mut Turns) + Sync>;
+
 fn main() {
     let (rounds, time) = if is_rehearsal() { (1, Duration::from_millis(20)) } else { (9, Duration::from_millis(700)) };
     let server = PrivateRedis::start();
@@ -17,7 +20,7 @@ fn main() {
     let ours = forksafe::Pool::new(client.clone()).expect("a pool");
     let theirs = r2d2::Pool::new(client.clone()).expect("a pool");
     let untested = r2d2::Pool::builder().test_on_check_out(false).build(client.clone()).expect("a pool");
-    let works: [(&str, Box<dyn Fn(&mut Turns) + Sync>); 4] = [
+    let works: [(&str, Work); 4] = [
         ("a connection for each thread", {
             Box::new(move |turns| {
                 let mut conn = client.get_connection().expect("a connection");
