@@ -9,13 +9,15 @@ use std::fmt::Debug;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
-/// For `fork` returns in the parent before the child has dropped what it inherited. On a busy machine it is long before
-/// it comes to it.
-const BIRTH: Duration = Duration::from_secs(3);
+/// `fork` returns in the parent before the child has dropped what it inherited. On a busy machine it is long before it
+/// comes to it.
+fn birth() -> Duration {
+    super::patience() / 4
+}
 
 /// Asserts that no connection is held by two of these processes.
 ///
-/// A child that is just being born has three seconds to drop what it inherited. Meet it at a step, and it needs none.
+/// A child that is just being born has ten seconds to drop what it inherited. Meet it at a step, and it needs none.
 ///
 /// Listening sockets may be shared, and so may standard input, output and error. The sockets of [`Witness`] and [`Tap`]
 /// are not looked at: they are in the process of the test, children inherit them, and nobody uses them there.
@@ -47,7 +49,7 @@ const BIRTH: Duration = Duration::from_secs(3);
 /// may not be looked into.
 #[track_caller]
 pub fn assert_nothing_shared(pids: &[u32]) {
-    let until = Instant::now() + BIRTH;
+    let until = Instant::now() + birth();
     loop {
         let holdings = Holdings::of(pids).unwrap_or_else(|error| panic!("{error}"));
         if let Some((process, error)) = holdings.unseen.first() {

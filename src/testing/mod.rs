@@ -74,11 +74,11 @@ pub fn unsafe_share() {
     fork::control::turn_off();
 }
 
-/// How long the kit waits for what has to come before it calls it a failure: 20 seconds, so that a slow machine is not
+/// How long the kit waits for what has to come before it calls it a failure: 40 seconds, so that a slow machine is not
 /// taken for a hang; 4 in a control run, where the hang is what is expected.
 pub fn patience() -> Duration {
     environment::obey();
-    Duration::from_secs(if fork::control::is_off() { 4 } else { 20 })
+    Duration::from_secs(if fork::control::is_off() { 4 } else { 40 })
 }
 
 /// Waits until `holds` says that it is so. For what has no other sign.

@@ -198,7 +198,7 @@ impl PrivatePostgres {
 
     fn await_ready(&mut self) -> Result<(), String> {
         let (Some(server), Some(cluster)) = (&mut self.server, &self.cluster) else { return Ok(()) };
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + Duration::from_secs(60);
         while Instant::now() < until {
             if let Ok(Some(status)) = server.try_wait() {
                 let log = fs::read_to_string(cluster.folder().join("log")).unwrap_or_default();
@@ -212,7 +212,7 @@ impl PrivatePostgres {
             }
             thread::sleep(Duration::from_millis(2));
         }
-        Err("not ready within 20 s".into())
+        Err("not ready within 60 s".into())
     }
 }
 

@@ -133,7 +133,7 @@ impl PrivateRedis {
     }
 
     fn await_ready(&mut self) -> Result<(), String> {
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + Duration::from_secs(60);
         while Instant::now() < until {
             if let Some(status) = self.server.as_mut().and_then(|server| server.try_wait().ok().flatten()) {
                 let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
@@ -144,7 +144,7 @@ impl PrivateRedis {
             }
             thread::sleep(Duration::from_millis(2));
         }
-        Err("no answer within 20 s".into())
+        Err("no answer within 60 s".into())
     }
 }
 

@@ -56,7 +56,9 @@ fn no_child_holds_a_live_socket<S: Server>(server: &S, address: SocketAddr, fork
                 }
             });
         }
-        let strays = (0..forks).map(|n| {
+        // On a slow machine each connect is made again and again: then there are more forks, until enough of them have ended.
+        let is_enough = |n: u32| n >= forks && churned.load(SeqCst) > u64::from(forks) / 4;
+        let strays = (0..).take_while(|&n| !is_enough(n)).map(|n| {
             let child = testing::child(|| {
                 let inherited = sockets_to(address);
                 let live: Vec<RawFd> = inherited.iter().copied().filter(|&fd| stays_live(fd)).collect();
@@ -70,7 +72,6 @@ fn no_child_holds_a_live_socket<S: Server>(server: &S, address: SocketAddr, fork
         strays.sum()
     });
     println!("{forks} forks, {churned:?} connections came and went; {strays} strays, all of them dead");
-    assert!(churned.load(SeqCst) > u64::from(forks) / 4, "the churn was real: {churned:?}");
     assert_eq!(S::ask(&mut held), session);
     server.judge();
 }

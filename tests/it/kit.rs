@@ -1,6 +1,6 @@
 //! What several tests need.
 
-use forksafe::testing::{Way, WitnessManager};
+use forksafe::testing::{self, Way, WitnessManager};
 use forksafe::{Builder, ManageConnection, Pool};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// A builder of pools that test each connection at each checkout.
+/// A builder of pools that test each connection at each checkout. A machine that is busy for a second is not a server that is
+/// silent.
 pub(crate) fn tested<M: ManageConnection>() -> Builder<M> {
-    Pool::builder().test_after(Duration::ZERO)
+    Pool::builder().test_after(Duration::ZERO).test_timeout(testing::patience() / 2)
 }
 
 /// A door between processes: whoever comes to it waits until somebody opens it for one.
@@ -214,7 +215,7 @@ pub(crate) fn leave(body: impl FnOnce()) -> ! {
 /// How a child of [`fork`] ended: 0 if it came to [`leave`] and its body did not panic.
 #[track_caller]
 pub(crate) fn exit_code(child: i32) -> i32 {
-    let until = std::time::Instant::now() + forksafe::testing::patience();
+    let until = std::time::Instant::now() + testing::patience();
     let mut status = 0;
     // SAFETY: `status` is ours.
     while unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) } == 0 {

@@ -155,17 +155,17 @@ fn a_silent_session_fails_its_test_within_the_time_that_is_given_and_ends_at_onc
                 let begin = Instant::now();
                 let within = Duration::from_millis(200);
                 let error = manager.is_valid_within(client, Deadline::after(within)).unwrap_err();
-                assert!(begin.elapsed() < within * 4, "{:?}: {error:?}", begin.elapsed());
+                assert!(begin.elapsed() < testing::patience() / 4, "{:?}: {error:?}", begin.elapsed());
                 assert!(matches!(error, pg::Error::TimedOut(_)), "{error:?}");
                 let begin = Instant::now();
                 assert!(client.batch_execute("SELECT 1").is_err(), "its socket is shut down");
-                assert!(begin.elapsed() < within, "{:?}", begin.elapsed());
+                assert!(begin.elapsed() < testing::patience() / 4, "{:?}", begin.elapsed());
             }
             let begin = Instant::now();
             drop(theirs);
             PooledConnection::discard(replaced);
             PooledConnection::discard(ours);
-            assert!(begin.elapsed() < Duration::from_secs(1), "{:?} for three goodbyes", begin.elapsed());
+            assert!(begin.elapsed() < testing::patience() / 8, "{:?} for three goodbyes", begin.elapsed());
         }
     });
 }
