@@ -37,8 +37,8 @@ fn of_drivers(error: &RedisError) -> Fault {
 fn of_servers(error: &ServerError) -> Fault {
     let details = error.details().unwrap_or_default();
     match error.code() {
-        // A master that is one no more: alone, and in a cluster.
-        "READONLY" | "MOVED" => Fault::Server,
+        // A master that is one no more. `MOVED` is not like it: one key lives elsewhere in the cluster.
+        "READONLY" => Fault::Server,
         // What old servers make of it, in a script.
         "ERR" if details.contains("READONLY You can't write against a read only") => Fault::Server,
         "UNBLOCKED" => Fault::Server,
@@ -95,7 +95,7 @@ mod tests {
                 "ERR Error running script: @user_script:1: -READONLY You can't write against a read only replica.",
                 Fault::Server,
             ),
-            ("MOVED 3999 127.0.0.1:6381", Fault::Server),
+            ("MOVED 3999 127.0.0.1:6381", Fault::Harmless),
             (
                 "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
                 Fault::Server,
@@ -104,6 +104,7 @@ mod tests {
             ("LOADING Redis is loading the dataset in memory", Fault::Harmless),
             ("BUSY Redis is busy running a script", Fault::Harmless),
             ("MASTERDOWN Link with MASTER is down", Fault::Harmless),
+            ("CLUSTERDOWN The cluster is down", Fault::Harmless),
             ("NOPERM this user has no permissions", Fault::Harmless),
             ("WRONGPASS invalid username-password pair", Fault::Harmless),
             ("WRONGTYPE Operation against a key", Fault::Harmless),
