@@ -6,7 +6,7 @@ use forksafe::testing::{self, Witness, clean_process};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -305,6 +305,9 @@ fn an_inherited_registration_withdraws_nothing() {
     clean_process(|| {
         let (near, _far) = UnixStream::pair().unwrap();
         let mut inherited = Some(Registration::publish(Descriptors::of(&near)).unwrap());
+        // Its number is another's when the child looks: nothing in the child needs the entry.
+        let (other, _peer) = UnixStream::pair().unwrap();
+        let _somebody_elses = put_at(&other, near.into_raw_fd());
         let survives = testing::child(|| {
             let (own, _peer) = UnixStream::pair().unwrap();
             // The end of a registration has the next search for a free entry begin at the first.
