@@ -1,5 +1,5 @@
 //! What a child puts under the numbers of descriptors that it must not have: one dead socket for all of them, and for event
-//! loops one eventfd that wakes nobody. And a pair of sockets in place of the program's signal pipe.
+//! loops one eventfd that wakes nobody of the parent's. And a pair of sockets in place of the program's signal pipe.
 //!
 //! All of it runs in the child handler: system calls of [`sys`], no lock, no allocation, no panic, no thread-local.
 
