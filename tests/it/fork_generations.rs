@@ -97,7 +97,7 @@ fn the_number_of_a_lent_client_is_taken_until_a_generation_after_its_guard_is_dr
     clean_process(|| {
         let (near, mut far) = UnixStream::pair().unwrap();
         let number = near.as_raw_fd();
-        let mut guarded = Some(Guarded::new(near, |near| Descriptors::of(near)).unwrap());
+        let mut guarded = Some(Guarded::new(near, Descriptors::of).unwrap());
         let is_dead = || {
             // SAFETY: one byte of a static.
             is_open(number) && unsafe { libc::send(number, b"x".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) } < 0

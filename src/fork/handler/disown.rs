@@ -16,6 +16,7 @@
 //! it is free again, so that a host that forks each generation from the last does not run out of numbers.
 
 use super::dead::{Dead, Pair};
+use super::page::{self, Word};
 use super::sys::{self, Identity, Table};
 use super::table::{
     self, CLAIMED, DEAD, ENDING, Entry, FREE, IDLE, KEPT, LENT, ORPHANED, SIGNAL_RECEIVER, SIGNAL_SENDER, WITHDRAWN,
@@ -74,7 +75,7 @@ pub(super) fn all(birth: Birth, parent: u32) {
         entry.state.store(closed, Relaxed);
     }
     replace_signal_pipe();
-    for entry in table::entries() {
+    for entry in inherited() {
         match entry.state.load(Acquire) {
             IDLE => {
                 let (fd, identity) = entry.descriptor();
@@ -123,8 +124,17 @@ fn make_dead(entry: &Entry, state: u32, dead: &mut Dead) {
     entry.state.store(if is_known { DEAD } else { FREE }, Relaxed);
 }
 
+/// What this process has not registered itself: another library's handler may have asked before ours, and then made something.
+fn inherited() -> impl Iterator<Item = &'static Entry> {
+    let here = match page::look() {
+        Word::Known(generation) => generation.get(),
+        Word::New(_) | Word::Busy => 0,
+    };
+    table::entries().filter(move |entry| !entry.is_registered_in(here))
+}
+
 fn in_state(state: u32) -> impl Iterator<Item = &'static Entry> {
-    table::entries().filter(move |entry| entry.state.load(Acquire) == state)
+    inherited().filter(move |entry| entry.state.load(Acquire) == state)
 }
 
 /// Gives up the numbers that have been kept for long enough. Before anything is made that would come to lie there.

@@ -64,7 +64,7 @@ impl Entry {
             fd: AtomicI32::new(-1),
             device: AtomicU64::new(0),
             inode: AtomicU64::new(0),
-            registered_in: AtomicU64::new(0),
+            registered_in: AtomicU64::new(NEVER),
             births: AtomicU32::new(0),
             event_loop: event_loop::Cell::new(),
         }
@@ -103,9 +103,13 @@ impl Entry {
     /// something else by now.
     pub(in crate::fork) fn let_go(&self, generation: u64, state: u32) {
         let is_inherited = matches!(self.state.load(Acquire), LENT | DEAD);
-        if is_inherited && self.registered_in.load(Relaxed) == generation {
+        if is_inherited && self.is_registered_in(generation) {
             self.state.store(state, Release);
         }
+    }
+
+    pub(super) fn is_registered_in(&self, generation: u64) -> bool {
+        self.registered_in.load(Relaxed) == generation
     }
 
     /// In a child that has put something of its own under the number, which is to be known by its own children.
@@ -114,6 +118,9 @@ impl Entry {
         self.inode.store(identity.inode, Relaxed);
     }
 }
+
+/// No generation.
+const NEVER: u64 = u64::MAX;
 
 /// Bucket `n` has room for `64 << n` entries.
 const FIRST_BUCKET: usize = 64;
@@ -183,7 +190,7 @@ mod tests {
 
     fn guarded() -> Guarded<UnixStream> {
         let (near, _far) = UnixStream::pair().unwrap();
-        Guarded::new(near, |near| Descriptors::of(near)).unwrap()
+        Guarded::new(near, Descriptors::of).unwrap()
     }
 
     /// Each drops the guard that was there when it was forked.
