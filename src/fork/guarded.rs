@@ -331,7 +331,10 @@ impl<T> Drop for Guarded<T> {
     fn drop(&mut self) {
         let inherited = Self::is_inherited(self);
         match self.inner.take() {
-            Some(inner) if inherited => mem::forget(inner),
+            Some((value, registration)) if inherited => {
+                mem::forget(value);
+                registration.abandon();
+            }
             Some((value, registration)) => ending::close(value, registration, self.goodbye.as_deref(), self.by),
             None => {}
         }

@@ -145,7 +145,7 @@ impl Registration {
         let others: Vec<(Named, Identity)> = descriptors.others.into_iter().map(identify).collect::<Result<_, _>>()?;
         let entries = first.into_iter().chain(others).map(|(one, identity)| {
             let entry = table::claim();
-            entry.write(one.fd, one.event_loop, identity, LENT);
+            entry.register(one.fd, one.event_loop, identity, generation.0.get());
             entry
         });
         Ok(Self::of(entries, descriptors.known, generation))
@@ -222,6 +222,19 @@ impl Registration {
         }
     }
 
+    /// In a child: the guard of an inherited client is gone, and with it all that could touch the numbers which the client had. A
+    /// child of this process closes what lies there.
+    pub(super) fn abandon(self) {
+        self.let_go(IDLE);
+    }
+
+    /// Not where the table may be the parent's own: there the parent's sockets are alive, and a child of ours is to drop them.
+    fn let_go(&self, state: u32) {
+        if !disown::shares_table() {
+            self.entries().for_each(|entry| entry.let_go(self.generation.0.get(), state));
+        }
+    }
+
     /// False when the descriptors are [unknown](Descriptors::unknown): a child could not drop them.
     pub fn is_known(&self) -> bool {
         self.known
@@ -277,12 +290,14 @@ impl Registration {
 }
 
 impl Drop for Registration {
-    /// An inherited one's entries were released when the child took stock, and may name something else by now.
+    /// An inherited one's entries name dead sockets, whose numbers are their owner's, or something else by now.
     fn drop(&mut self) {
         if self.generation == generation() {
             self.mark(self.leaves);
-            table::freed();
+        } else {
+            self.let_go(FREE);
         }
+        table::freed();
     }
 }
 

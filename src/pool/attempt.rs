@@ -195,6 +195,9 @@ impl Attempt {
 
     /// Publishes descriptors of this attempt's connection now: a child forked from here on drops them. May be called
     /// more than once; all count.
+    ///
+    /// A second descriptor of each socket is made, by which it is shut down if its driver closes it without a word. In a full
+    /// descriptor table there is none; then [`forget_all`](Self::forget_all) has to come before the driver's close.
     pub fn own(&self, descriptors: Descriptors) {
         if self.is_inherited() {
             return fork::make_dead(descriptors);

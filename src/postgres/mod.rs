@@ -8,6 +8,7 @@ mod alarm;
 mod discovery;
 mod error;
 mod fault;
+mod goodbye;
 mod hook;
 mod inside;
 mod on_return;
@@ -247,7 +248,7 @@ where
     }
 
     fn goodbye(&self, conn: Client, deadline: Deadline) {
-        waiting::say_goodbye(conn, deadline);
+        goodbye::say(conn, deadline);
     }
 
     fn classify(&self, error: &(dyn StdError + 'static)) -> Fault {

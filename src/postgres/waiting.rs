@@ -1,17 +1,11 @@
-//! Whether a thread may wait inside a runtime of its own, and goodbyes where it may not.
+//! Whether a thread may wait inside a runtime of its own.
 //!
 //! Only tokio knows, and in a child it must not be asked through what this thread inherited: entering a runtime takes a
 //! lock of that runtime's, which another thread of the parent may have held when it forked.
 
-use super::alarm;
-use crate::Deadline;
 use crate::fork::PerProcess;
-use ::postgres::Client;
-use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::thread;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::coop;
 
@@ -50,24 +44,4 @@ fn tokio_lets_wait() -> bool {
         // (Through the handle, for which threads do not have to take turns.)
         catch_unwind(AssertUnwindSafe(|| runtime.handle().block_on(async {}))).is_ok()
     })
-}
-
-/// The driver says it when the client is dropped, and waits for what it had asked before. Where tokio forbids to wait, a
-/// thread does the waiting: one at a time, however many guards are dropped at once.
-pub(super) fn say_goodbye(client: Client, deadline: Deadline) {
-    if may_wait_here() {
-        return end(client, deadline);
-    }
-    static TURN: PerProcess<Mutex<()>> = PerProcess::new(Mutex::default);
-    // Whose deadline is over when its turn comes takes no time.
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    // If there is no thread to be had the client is leaked; its socket is shut down all the same.
-    let client = ManuallyDrop::new(client);
-    let goodbye = thread::Builder::new().spawn(move || end(ManuallyDrop::into_inner(client), deadline));
-    let _ = goodbye.map(thread::JoinHandle::join);
-}
-
-fn end(mut client: Client, deadline: Deadline) {
-    let _alarm = alarm::set(&mut client, deadline);
-    drop(client);
 }

@@ -5,7 +5,7 @@ use crate::servers::Server;
 use forksafe::postgres::{self as pg, PostgresManager};
 use forksafe::testing::{self, PrivatePostgres, clean_process};
 use forksafe::{Error, Pool, PooledConnection};
-use postgres::NoTls;
+use postgres::{Client, NoTls};
 use std::error::Error as _;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread;
@@ -165,6 +165,16 @@ impl Drop for Stopped {
     }
 }
 
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+fn stop(conn: &mut Client) -> Stopped {
+    let pid: i32 = conn.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+    kit::kill(pid as u32, libc::SIGSTOP);
+    Stopped(pid as u32)
+}
+
 /// The goodbyes wait for an answer that does not come.
 #[test]
 fn goodbyes_in_async_code_take_one_thread_and_one_deadline() {
@@ -172,16 +182,8 @@ fn goodbyes_in_async_code_take_one_thread_and_one_deadline() {
         let server = PrivatePostgres::start();
         let pool = server.pool_of(6);
         let mut guards: Vec<_> = (0..6).map(|_| pool.get().unwrap()).collect();
-        let _stopped: Vec<Stopped> = guards
-            .iter_mut()
-            .map(|conn| {
-                let pid: i32 = conn.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
-                kit::kill(pid as u32, libc::SIGSTOP);
-                Stopped(pid as u32)
-            })
-            .collect();
+        let _stopped: Vec<Stopped> = guards.iter_mut().map(|conn| stop(conn)).collect();
         let runtime = Builder::new_multi_thread().worker_threads(6).build().unwrap();
-        let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
         let (begin, before) = (Instant::now(), threads());
         let ends: Vec<_> =
             guards.drain(..).map(|conn| runtime.spawn(async { PooledConnection::discard(conn) })).collect();
@@ -192,6 +194,67 @@ fn goodbyes_in_async_code_take_one_thread_and_one_deadline() {
         }
         assert!(most <= before + 1, "{} threads at once", most - before);
         assert!(begin.elapsed() < Duration::from_secs(9), "{:?} for all of them", begin.elapsed());
+    });
+}
+
+/// Stops the session of a connection, so that its goodbye takes five seconds; begins it in async code.
+fn begin_a_long_goodbye(runtime: &Runtime, pool: &PgPool) -> (Stopped, task::JoinHandle<()>) {
+    let mut conn = pool.get().unwrap();
+    let stopped = stop(&mut conn);
+    let before = threads();
+    let end = runtime.spawn(async { PooledConnection::discard(conn) });
+    // It has begun when there is a thread for it.
+    while threads() == before {
+        thread::yield_now();
+    }
+    (stopped, end)
+}
+
+#[test]
+fn a_goodbye_in_async_code_does_not_wait_for_anothers() {
+    clean_process(|| {
+        let server = PrivatePostgres::start();
+        let pool = server.pool_of(2);
+        let runtime = Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        drop([pool.get().unwrap(), pool.get().unwrap()]);
+        let (_stopped, other) = begin_a_long_goodbye(&runtime, &pool);
+        let begin = Instant::now();
+        let closed = one_thread().block_on(async { pool.close_timeout(Duration::from_millis(500)) });
+        assert!(closed.is_err(), "the other is still in use");
+        assert!(!other.is_finished(), "within its own time: {:?}", begin.elapsed());
+    });
+}
+
+/// The parent's thread is not there.
+#[test]
+fn a_goodbye_in_a_child_does_not_wait_for_its_parents() {
+    clean_process(|| {
+        let server = PrivatePostgres::start();
+        let pool = server.pool_of(1);
+        let runtime = Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let (_stopped, other) = begin_a_long_goodbye(&runtime, &pool);
+        let child = testing::child(|| {
+            let conn = pool.get().unwrap();
+            one_thread().block_on(async { PooledConnection::discard(conn) });
+        });
+        child.join();
+        assert!(!other.is_finished(), "the child did not wait for it");
+    });
+}
+
+/// The session ends all the same.
+#[test]
+fn a_goodbye_in_async_code_for_which_there_is_no_thread_ends_the_session() {
+    clean_process(|| {
+        let server = PrivatePostgres::start();
+        let pool = server.pool_of(1);
+        let conn = pool.get().unwrap();
+        let runtime = one_thread();
+        for call in [libc::SYS_clone, libc::SYS_clone3] {
+            kit::deny(call, None, libc::EPERM);
+        }
+        runtime.block_on(async { PooledConnection::discard(conn) });
+        server.wait_until("the session has ended", |open| open.is_empty());
     });
 }
 

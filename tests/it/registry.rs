@@ -3,10 +3,11 @@
 use crate::kit::Door;
 use forksafe::fork::{self, Descriptors, Guarded, Registration};
 use forksafe::testing::{self, Witness, clean_process};
+use forksafe::{Attempt, ManageConnection};
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -264,6 +265,64 @@ fn a_close_with_a_full_descriptor_table_leaves_no_live_copy() {
     });
 }
 
+/// Makes its socket, tells of it in a full table, and fails.
+struct GivesUp {
+    /// Told to forget it while it is there.
+    forgets: bool,
+    /// The other end, and a stray copy.
+    sockets: Mutex<Vec<UnixStream>>,
+}
+
+impl ManageConnection for GivesUp {
+    type Connection = UnixStream;
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<UnixStream> {
+        unreachable!("it is asked within an attempt")
+    }
+
+    fn is_valid(&self, _: &mut UnixStream) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn has_broken(&self, _: &mut UnixStream) -> bool {
+        false
+    }
+
+    fn connect_within(&self, at: &mut Attempt) -> io::Result<UnixStream> {
+        let (near, far) = UnixStream::pair()?;
+        self.sockets.lock().unwrap().extend([far, near.try_clone()?]);
+        let before = limit_descriptors(64);
+        let mut fill = Vec::new();
+        while let Ok(more) = File::open("/dev/null") {
+            fill.push(more);
+        }
+        at.own(Descriptors::of(&near));
+        drop(fill);
+        limit_descriptors(before);
+        if self.forgets {
+            at.forget_all();
+        }
+        drop(near);
+        Err(io::ErrorKind::ConnectionRefused.into())
+    }
+}
+
+/// There is no room for the second descriptor by which a stray copy is shut down later.
+#[test]
+fn a_connect_that_is_given_up_in_a_full_descriptor_table_leaves_a_live_copy_unless_it_is_forgotten_first() {
+    clean_process(|| {
+        for forgets in [true, false] {
+            let pool = forksafe::Pool::new(GivesUp { forgets, sockets: Mutex::default() }).unwrap();
+            assert!(pool.get().unwrap_err().is_connect());
+            let sockets = pool.manager().sockets.lock().unwrap();
+            sockets[0].set_nonblocking(true).unwrap();
+            let has_ended = (&sockets[0]).read(&mut [0]).is_ok_and(|read| read == 0);
+            assert_eq!(has_ended, forgets);
+        }
+    });
+}
+
 /// A driver that closed its socket by itself and goes on: what took the number is not shut down with the connection.
 #[test]
 fn a_close_ends_the_registered_socket_and_no_other() {
@@ -305,6 +364,9 @@ fn an_inherited_registration_withdraws_nothing() {
     clean_process(|| {
         let (near, _far) = UnixStream::pair().unwrap();
         let mut inherited = Some(Registration::publish(Descriptors::of(&near)).unwrap());
+        // Its number is another's when the child looks: nothing in the child needs the entry.
+        let (other, _peer) = UnixStream::pair().unwrap();
+        let _somebody_elses = put_at(&other, near.into_raw_fd());
         let survives = testing::child(|| {
             let (own, _peer) = UnixStream::pair().unwrap();
             // The end of a registration has the next search for a free entry begin at the first.

@@ -1,10 +1,11 @@
 //! Rows 7 and 9: many threads, many children.
 
-use crate::kit::{StopOnDrop, ways};
+use crate::kit::{self, StopOnDrop, ways};
 use crate::servers::{Server, scenarios};
 use forksafe::fork::{Descriptors, Guarded, PerProcess, Registration};
 use forksafe::testing::{self, Way, Witness};
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -324,6 +325,35 @@ fn what_an_earlier_child_handler_made_is_the_childs_own() {
         testing::without_page();
         let same = || testing::child(|| *MADE_IN.lock().unwrap() == Some(forksafe::fork::generation())).join();
         assert!(same(), "the child took stock twice");
+    });
+}
+
+/// And where the kernel does not say that the table is the child's own, so that ours has to drop what was inherited.
+#[test]
+fn what_an_earlier_child_handler_registered_is_not_dropped_by_ours() {
+    static MADE: Mutex<Option<(Guarded<UnixStream>, UnixStream)>> = Mutex::new(None);
+    extern "C" fn child() {
+        let (near, far) = UnixStream::pair().unwrap();
+        *MADE.lock().unwrap() = Some((Guarded::new(near, Descriptors::of).unwrap(), far));
+    }
+    testing::clean_process(|| {
+        // SAFETY: a function that stays, and never unwinds. Child handlers run in the order of their registration.
+        assert_eq!(unsafe { libc::pthread_atfork(None, None, Some(child)) }, 0);
+        let (near, _far) = UnixStream::pair().unwrap();
+        let inherited = Guarded::new(near, Descriptors::of).unwrap();
+        let number = inherited.as_raw_fd();
+        for call in [libc::SYS_unshare, libc::SYS_close_range, libc::SYS_kcmp] {
+            kit::deny(call, None, libc::EPERM);
+        }
+        let alive = testing::child(|| {
+            // SAFETY: one byte of a static.
+            let theirs = unsafe { libc::send(number, b"x".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) } == 1;
+            let mut made = MADE.lock().unwrap();
+            let ours = made.as_mut().unwrap().0.write_all(b"x").is_ok();
+            (theirs, ours)
+        });
+        assert_eq!(alive.join(), (false, true));
+        drop(inherited);
     });
 }
 

@@ -67,7 +67,8 @@ fn take_stock(expected: u64, birth: Birth) {
 }
 
 /// The child handler. It may come after another library's handler that has already called us, or even while a thread
-/// that such a handler started is taking stock: then there is nothing left to do, and nothing to wait for.
+/// that such a handler started is taking stock: then there is nothing to wait for. (That thread cannot know that the table is
+/// our own, and asks the kernel. Where that is forbidden, this child is refused and its sockets stay.)
 ///
 /// As [`take_stock`]: no lock, no allocation, no panic, no thread-local.
 extern "C" fn child() {

@@ -1,5 +1,5 @@
 //! What a child puts under the numbers of descriptors that it must not have: one dead socket for all of them, and for event
-//! loops one eventfd that wakes nobody. And a pair of sockets in place of the program's signal pipe.
+//! loops one eventfd that wakes nobody of the parent's. And a pair of sockets in place of the program's signal pipe.
 //!
 //! All of it runs in the child handler: system calls of [`sys`], no lock, no allocation, no panic, no thread-local.
 
@@ -22,18 +22,18 @@ impl Dead {
         }
     }
 
-    /// Over an inherited socket.
-    pub(super) fn put_over(&mut self, fd: RawFd) {
+    /// Over an inherited socket. False if the number had to be closed instead.
+    pub(super) fn put_over(&mut self, fd: RawFd) -> bool {
         self.make();
         if self.socket.is_none() {
             // The table is full. The inherited socket's own place is the free place then.
             sys::close(fd);
             match sys::unconnected_socket() {
-                Some(place) if place == fd => return,
+                Some(place) if place == fd => return true,
                 other => self.socket = other,
             }
         }
-        put(self.socket, fd);
+        put(self.socket, fd)
     }
 
     /// Over an inherited eventfd.
@@ -49,7 +49,7 @@ impl Dead {
                 other => self.eventfd = other,
             }
         }
-        put(self.eventfd, fd);
+        let _is_there = put(self.eventfd, fd);
     }
 
     /// Over the eventfd of a client that nothing in this process can reach: something that swallows what is written. Returns how
@@ -67,17 +67,16 @@ impl Dead {
         }
     }
 
-    /// Into a free place, unless a thread of this process was faster.
-    pub(super) fn put_into(&mut self, fd: RawFd) {
+    /// Into a free place. False if a thread of this process was faster, or there is no room.
+    pub(super) fn put_into(&mut self, fd: RawFd) -> bool {
         self.make();
         if self.lies_at(fd) {
             self.leave_at(fd); // It was the lowest free number.
-        } else if let Some(dead) = self.socket
-            && let Some(place) = sys::duplicate(dead, fd)
-            && place != fd
-        {
-            sys::close(place);
+            return true;
         }
+        let place = self.socket.and_then(|dead| sys::duplicate(dead, fd));
+        place.into_iter().filter(|&place| place != fd).for_each(sys::close);
+        place == Some(fd)
     }
 
     /// Whether one of them was made at this very number.
@@ -98,11 +97,13 @@ impl Dead {
 }
 
 /// A descriptor limit below the number forbids dup3, and a full table has no room for the dead. Better a free number than a
-/// shared descriptor.
-fn put(dead: Option<RawFd>, over: RawFd) {
-    if !dead.is_some_and(|dead| sys::replace(dead, over)) {
+/// shared descriptor. Whether it is there.
+fn put(dead: Option<RawFd>, over: RawFd) -> bool {
+    let is_there = dead.is_some_and(|dead| sys::replace(dead, over));
+    if !is_there {
         sys::close(over);
     }
+    is_there
 }
 
 /// The pair that takes the place of the parent's signal pipe, made when the first of its ends is needed.

@@ -6,15 +6,20 @@
 //! parent was here when the fork came? Then the entry is CLAIMED, or names a descriptor that the child does not have,
 //! or names a number under which the child has something else; all three are told apart by the state and the identity.
 //!
-//! *Numbers that stay taken.* What an idle client with an event loop has handed out may outlive its loan, and writes to the
+//! *Numbers that stay taken.* An object that was lent may be used as long as its guard is there, in the child and in the child's
+//! children: something dead keeps its number. When the child drops the guard the entry is IDLE, and the child's children close it. A
+//! guard that nobody drops (it was another thread's) keeps its number for ever.
+//!
+//! What an idle client with an event loop has handed out may outlive its loan, and writes to the
 //! client's eventfd when it is dropped. The child that abandons the client cannot know whether there is such a thing. So the number stays
 //! taken in the child and in its children: for [`KEPT_FOR`] generations, in which what was fetched before may still be dropped. Then
 //! it is free again, so that a host that forks each generation from the last does not run out of numbers.
 
 use super::dead::{Dead, Pair};
+use super::page::{self, Word};
 use super::sys::{self, Identity, Table};
 use super::table::{
-    self, CLAIMED, ENDING, Entry, FREE, IDLE, KEPT, LENT, ORPHANED, SIGNAL_RECEIVER, SIGNAL_SENDER, WITHDRAWN,
+    self, CLAIMED, DEAD, ENDING, Entry, FREE, IDLE, KEPT, LENT, ORPHANED, SIGNAL_RECEIVER, SIGNAL_SENDER, WITHDRAWN,
 };
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
@@ -70,7 +75,7 @@ pub(super) fn all(birth: Birth, parent: u32) {
         entry.state.store(closed, Relaxed);
     }
     replace_signal_pipe();
-    for entry in table::entries() {
+    for entry in inherited() {
         match entry.state.load(Acquire) {
             IDLE => {
                 let (fd, identity) = entry.descriptor();
@@ -90,8 +95,9 @@ pub(super) fn all(birth: Birth, parent: u32) {
 /// What something in this process may still touch.
 fn make_dead(entry: &Entry, state: u32, dead: &mut Dead) {
     let (fd, identity) = entry.descriptor();
-    match sys::look(fd) {
-        Some(open) if open.identity == identity => match entry.event_loop() {
+    let event_loop = entry.event_loop();
+    let lies_there = match sys::look(fd) {
+        Some(open) if open.identity == identity => match event_loop {
             None => dead.put_over(fd),
             Some(event_loop) => {
                 event_loop.replace(state == ENDING, dead);
@@ -100,18 +106,35 @@ fn make_dead(entry: &Entry, state: u32, dead: &mut Dead) {
                 return entry.state.store(LENT, Relaxed);
             }
         },
-        Some(_) if dead.lies_at(fd) => dead.leave_at(fd), // It stays there.
-        Some(_somebody_elses) => {}
-        None if state == ORPHANED => {}
+        Some(_) if dead.lies_at(fd) => {
+            dead.leave_at(fd);
+            true
+        }
+        Some(_somebody_elses) => false,
+        None if state == ORPHANED => false,
         // Memory names it and the table lacks it: the number must not become somebody else's while an
         // object that thinks it owns it lives on.
         None => dead.put_into(fd),
+    };
+    // Whoever is at its goodbye closes the number, and of the numbers of a loop without its socket nothing is known.
+    let is_known = lies_there && state == LENT && event_loop.is_none();
+    if is_known {
+        recognise(entry);
     }
-    entry.state.store(FREE, Relaxed);
+    entry.state.store(if is_known { DEAD } else { FREE }, Relaxed);
+}
+
+/// What this process has not registered itself: another library's handler may have asked before ours, and then made something.
+fn inherited() -> impl Iterator<Item = &'static Entry> {
+    let here = match page::look() {
+        Word::Known(generation) => generation.get(),
+        Word::New(_) | Word::Busy => 0,
+    };
+    table::entries().filter(move |entry| !entry.is_registered_in(here))
 }
 
 fn in_state(state: u32) -> impl Iterator<Item = &'static Entry> {
-    table::entries().filter(move |entry| entry.state.load(Acquire) == state)
+    inherited().filter(move |entry| entry.state.load(Acquire) == state)
 }
 
 /// Gives up the numbers that have been kept for long enough. Before anything is made that would come to lie there.

@@ -69,6 +69,8 @@ impl EventLoop {
         let is_there = put_epoll_over(first);
         if is_there {
             sys::watch(first, self.socket);
+            // By which our children know it for the loop's. A loop that is woken up for nothing waits again.
+            waker.into_iter().for_each(|waker| sys::watch(first, waker));
         }
         // Without the first there is no loop, and a free number is better than a shared epoll.
         for other in epolls.filter(|&other| !(is_there && sys::replace(first, other))) {

@@ -37,6 +37,9 @@ pub(in crate::fork) const ORPHANED: u32 = 8;
 /// A number that a child keeps taken for an object that it abandoned, for the children of its own. See
 /// [`disown`](super::disown).
 pub(super) const KEPT: u32 = 9;
+/// Something dead lies under the number already, for an inherited object whose guard is there as far as is known. When the guard
+/// is dropped the entry is IDLE.
+pub(in crate::fork) const DEAD: u32 = 10;
 
 /// One descriptor, with the event loop that watches it where there is one. On cache lines of its own: `state` is stored at
 /// every checkout and return.
@@ -47,6 +50,8 @@ pub(in crate::fork) struct Entry {
     fd: AtomicI32,
     device: AtomicU64,
     inode: AtomicU64,
+    /// The generation whose registration it is: a child may have given the entry to another since.
+    registered_in: AtomicU64,
     /// Of what is KEPT: how many births it has seen. Touched by the handler alone.
     pub(super) births: AtomicU32,
     event_loop: event_loop::Cell,
@@ -59,6 +64,7 @@ impl Entry {
             fd: AtomicI32::new(-1),
             device: AtomicU64::new(0),
             inode: AtomicU64::new(0),
+            registered_in: AtomicU64::new(NEVER),
             births: AtomicU32::new(0),
             event_loop: event_loop::Cell::new(),
         }
@@ -81,12 +87,40 @@ impl Entry {
         self.state.store(state, Release);
     }
 
+    /// As [`write`](Self::write), for a registration of this generation.
+    pub(in crate::fork) fn register(
+        &self,
+        fd: RawFd,
+        event_loop: Option<EventLoop>,
+        identity: Identity,
+        generation: u64,
+    ) {
+        self.registered_in.store(generation, Relaxed);
+        self.write(fd, event_loop, identity, LENT);
+    }
+
+    /// In a child: what it inherited from this generation's registration is used no more. Nothing is changed if the entry names
+    /// something else by now.
+    pub(in crate::fork) fn let_go(&self, generation: u64, state: u32) {
+        let is_inherited = matches!(self.state.load(Acquire), LENT | DEAD);
+        if is_inherited && self.is_registered_in(generation) {
+            self.state.store(state, Release);
+        }
+    }
+
+    pub(super) fn is_registered_in(&self, generation: u64) -> bool {
+        self.registered_in.load(Relaxed) == generation
+    }
+
     /// In a child that has put something of its own under the number, which is to be known by its own children.
     pub(super) fn identify(&self, identity: Identity) {
         self.device.store(identity.device, Relaxed);
         self.inode.store(identity.inode, Relaxed);
     }
 }
+
+/// No generation.
+const NEVER: u64 = u64::MAX;
 
 /// Bucket `n` has room for `64 << n` entries.
 const FIRST_BUCKET: usize = 64;
@@ -145,4 +179,40 @@ pub(in crate::fork) fn freed() {
 /// Whether something was published in this state.
 pub(in crate::fork) fn has(state: u32, identity: Identity) -> bool {
     entries().any(|entry| entry.state.load(Acquire) == state && entry.descriptor().1 == identity)
+}
+
+#[cfg(all(test, feature = "testing", not(forksafe_loom)))]
+mod tests {
+    use super::*;
+    use crate::fork::{Descriptors, Guarded};
+    use crate::testing::{child, clean_process};
+    use std::os::unix::net::UnixStream;
+
+    fn guarded() -> Guarded<UnixStream> {
+        let (near, _far) = UnixStream::pair().unwrap();
+        Guarded::new(near, Descriptors::of).unwrap()
+    }
+
+    /// Each drops the guard that was there when it was forked.
+    fn sizes_of_generations(left: usize) -> Vec<usize> {
+        let mut guarded = Some(guarded());
+        let size = entries().count();
+        let others = match left {
+            0 => Vec::new(),
+            _ => child(|| {
+                drop(guarded.take());
+                sizes_of_generations(left - 1)
+            })
+            .join(),
+        };
+        [vec![size], others].concat()
+    }
+
+    #[test]
+    fn the_table_has_one_size_however_many_generations_were_forked_with_a_guard() {
+        clean_process(|| {
+            let sizes = sizes_of_generations(FIRST_BUCKET + 16);
+            assert!(sizes.iter().all(|size| *size == FIRST_BUCKET), "{sizes:?}");
+        });
+    }
 }
