@@ -199,10 +199,14 @@ where
         if !may_wait_here() {
             return Err(Error::InsideRuntime);
         }
-        match addresses::route(&self.config, at) {
-            Route::Driver(addresses) => self.connect_to(self.config.clone(), addresses, at.deadline(), at),
-            Route::Dial(names) => self.dial(&names, at),
-        }
+        // Another client of the same connection may have published its own.
+        let part = at.part();
+        let client = match addresses::route(&self.config, &part) {
+            Route::Driver(addresses) => self.connect_to(self.config.clone(), addresses, part.deadline(), &part),
+            Route::Dial(names) => self.dial(&names, &part),
+        }?;
+        part.join();
+        Ok(client)
     }
 
     fn is_valid_within(&self, conn: &mut Client, deadline: Deadline) -> Result<(), Error> {

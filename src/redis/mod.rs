@@ -222,6 +222,14 @@ impl Driver<'_> {
     }
 
     fn connect_within(&self, at: &Attempt) -> RedisResult<Connection> {
+        // Another client of the same connection may have published its own.
+        let part = at.part();
+        let conn = self.connect_in(&part)?;
+        part.join();
+        Ok(conn)
+    }
+
+    fn connect_in(&self, at: &Attempt) -> RedisResult<Connection> {
         let opening = |deadline| Opening { driver: *self, at, deadline };
         match self.addr() {
             ConnectionAddr::Tcp(host, _) if host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified()) => {

@@ -1,8 +1,15 @@
 //! Managers as people write them: each method overridden alone, clients replaced or swapped through a guard (row 33).
 
+use crate::churn::sockets_to;
 use crate::kit;
+use crate::postgres_faults::refuses;
+use crate::redis_fake::{Fake, Says};
+use crate::redis_opening::live_to;
+use crate::servers::Server;
 use forksafe::fork::Descriptors;
-use forksafe::testing::{self, Witness, WitnessClient, WitnessManager, assert_nothing_shared, clean_process};
+use forksafe::postgres::PostgresManager;
+use forksafe::testing::{self, PrivatePostgres, PrivateRedis, Witness, WitnessClient, WitnessManager};
+use forksafe::testing::{assert_nothing_shared, clean_process};
 use forksafe::{Attempt, Deadline, ManageConnection, PooledConnection};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -252,5 +259,107 @@ fn guards_that_exchanged_their_clients_do_not_kill_each_other() {
         drop(two);
         let mut conn = pool.get().unwrap();
         conn.ask("and in order").unwrap();
+    });
+}
+
+/// A connection that is made of two clients, each by a manager of its own.
+struct Two<A, B>(A, B);
+
+impl<A, B> ManageConnection for Two<A, B>
+where
+    A: ManageConnection,
+    B: ManageConnection<Error = A::Error>,
+{
+    type Connection = (A::Connection, B::Connection);
+    type Error = A::Error;
+
+    fn connect(&self) -> Result<Self::Connection, A::Error> {
+        Ok((self.0.connect()?, self.1.connect()?))
+    }
+    fn is_valid(&self, conn: &mut Self::Connection) -> Result<(), A::Error> {
+        self.0.is_valid(&mut conn.0)?;
+        self.1.is_valid(&mut conn.1)
+    }
+    fn has_broken(&self, conn: &mut Self::Connection) -> bool {
+        self.0.has_broken(&mut conn.0) || self.1.has_broken(&mut conn.1)
+    }
+}
+
+/// The second is opened at a server that hangs up first: what was published for it is taken back, and nothing of the first's.
+#[test]
+fn a_connection_of_two_redis_clients_is_protected_whatever_the_second_gives_up() {
+    clean_process(|| {
+        let first = PrivateRedis::start();
+        let second = Fake::start(|connection, _, words| match words[0].as_str() {
+            "CLIENT" if connection == 0 => Says::HangUp,
+            _ => Says::Usual,
+        });
+        let pool = kit::tested().max_size(1).build(Two(first.manager(), second.client())).unwrap();
+        let mut conn = pool.get().unwrap();
+        assert_eq!(second.accepted(), 2, "the second was opened twice");
+        let session = PrivateRedis::ask(&mut conn.0);
+        let servers = [first.address(), &second.address].map(|address| address.parse().unwrap());
+        assert_eq!(servers.map(live_to), [1, 1]);
+        assert_eq!(testing::child(|| servers.map(live_to)).join(), [0, 0]);
+        assert_eq!(PrivateRedis::ask(&mut conn.0), session);
+        drop(conn);
+        assert_eq!(PrivateRedis::ask(&mut pool.get().unwrap().0), session, "tested, and kept");
+    });
+}
+
+/// The same, where the first host of the second refuses.
+#[test]
+fn a_connection_of_two_postgres_clients_is_protected_whatever_the_second_gives_up() {
+    clean_process(|| {
+        let server = PrivatePostgres::start_with(&[]);
+        let port = server.port().unwrap();
+        let starts = refuses("FATAL", "57P03");
+        let manager =
+            |hosts: String| PostgresManager::new(format!("{hosts} user=postgres").parse().unwrap(), postgres::NoTls);
+        let first = manager(format!("host=127.0.0.1 port={port}"));
+        let second = manager(format!("host=127.0.0.1,127.0.0.1 port={starts},{port}"));
+        let pool = kit::tested().max_size(1).build(Two(first, second)).unwrap();
+        let mut conn = pool.get().unwrap();
+        let sessions = (PrivatePostgres::ask(&mut conn.0), PrivatePostgres::ask(&mut conn.1));
+        let sockets = sockets_to(([127, 0, 0, 1], port).into());
+        assert_eq!(sockets.len(), 2);
+        let parent = std::process::id();
+        let shared = testing::child(|| sockets.iter().filter(|&&fd| kit::is_same_file(parent, fd)).count()).join();
+        assert_eq!(shared, 0);
+        assert_eq!((PrivatePostgres::ask(&mut conn.0), PrivatePostgres::ask(&mut conn.1)), sessions);
+        drop(conn);
+        assert_eq!(PrivatePostgres::ask(&mut pool.get().unwrap().0), sessions.0, "tested, and kept");
+    });
+}
+
+/// What a part has published is protected before it joins, and lives on with the whole; a part that is given up is shut down,
+/// and nothing else is.
+#[test]
+fn a_part_of_an_attempt_gives_up_what_is_its_own() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let connect = || WitnessClient::connect(witness.address()).unwrap();
+        let at = Attempt::new(Deadline::never());
+        let (mut kept, mut joined, mut forgotten, mut dropped) = (connect(), connect(), connect(), connect());
+        at.own(Descriptors::of(kept.stream()));
+        let [joins, forgets, drops] = [&joined, &forgotten, &dropped].map(|client| {
+            let part = at.part();
+            part.own(Descriptors::of(client.stream()));
+            part
+        });
+        let stays = kit::Door::new();
+        let child = testing::child(|| stays.pass());
+        assert_nothing_shared(&[std::process::id(), child.pid()]);
+        stays.open();
+        child.join();
+        joins.join();
+        forgets.forget_all();
+        drop(drops);
+        assert!(forgotten.ask("given up").is_err() && dropped.ask("given up").is_err());
+        kept.ask("here").unwrap();
+        joined.ask("here").unwrap();
+        drop((at, forgets));
+        assert!(kept.ask("given up").is_err() && joined.ask("given up").is_err());
+        assert_eq!(witness.violations(), Vec::<String>::new());
     });
 }

@@ -85,7 +85,7 @@ fn errors_of_a_holder_are_told_apart_by_their_code() {
 }
 
 /// Reads what a client says first, and answers with an error.
-fn refuses(severity: &'static str, code: &'static str) -> u16 {
+pub(crate) fn refuses(severity: &'static str, code: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
