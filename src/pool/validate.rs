@@ -19,6 +19,8 @@ pub(super) enum Validity {
     Unfit(Option<Source>),
     /// There is not enough time to find out, and it may be in order.
     NoTime,
+    /// Its caller is not in a place to find out, and it may be in order.
+    NotHere(Source),
 }
 
 /// A suspect has this part of the usual time to answer.
@@ -98,6 +100,7 @@ impl<M: ManageConnection> Shared<M> {
                 conn.times = conn.times.proved(now, &self.limits).renewed(now, &self.limits);
                 Validity::Fit
             }
+            Some((Fault::Caller, why)) => Validity::NotHere(Box::new(why)),
             Some((fault, why)) => {
                 if until.is_over() {
                     local.suspect_before.fetch_max(conn.times.proved_at.as_nanos(), Relaxed);

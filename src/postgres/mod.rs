@@ -90,7 +90,7 @@ use waiting::may_wait_here;
 /// # Inside an async runtime
 ///
 /// The driver waits inside its own runtime, which tokio forbids on a thread that runs async code. `get` returns
-/// [`Error::InsideRuntime`] there. Use `spawn_blocking` or `block_in_place`. (Of a future that is
+/// [`Error::InsideRuntime`] there, and leaves the idle connections as they are. Use `spawn_blocking` or `block_in_place`. (Of a future that is
 /// `tokio::task::unconstrained` only tokio knows, and answers by a panic: it is caught, and its message appears on stderr.)
 /// A child that was forked by such a thread never enters the runtime of its parent.
 ///
