@@ -3,6 +3,7 @@
 //! One that was proved alive a moment ago may. Another is looked at, which costs no round trip: its peer may have ended it, or
 //! something may lie unread in it. Only then the server is asked. All that a call asks has one budget.
 
+use super::asked;
 use super::clock::Coarse;
 use super::connection::Connection;
 use super::error::Source;
@@ -77,7 +78,8 @@ impl<M: ManageConnection> Shared<M> {
         let Some(until) = self.time_to_test(local, conn, call) else { return Validity::NoTime };
         let begun = Instant::now();
         let socket = conn.client.registration().first();
-        let answer = self.manager.is_valid_within(conn.client.value_mut(), until.on(socket));
+        let until = until.on(socket);
+        let answer = asked::until(until, || self.manager.is_valid_within(conn.client.value_mut(), until));
         if fork::generation() != here {
             std::mem::forget(answer);
             return Validity::Unfit(None);

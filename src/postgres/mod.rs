@@ -18,6 +18,7 @@ pub use error::Error;
 pub use on_return::OnReturn;
 
 use crate::fork::probe;
+use crate::pool::asked_until;
 use crate::{Attempt, Deadline, Dial, DialError, Fault, ManageConnection, Reset, Unread};
 use ::postgres::tls::{MakeTlsConnect, TlsConnect};
 use ::postgres::{Client, Config, Socket};
@@ -81,7 +82,7 @@ use waiting::may_wait_here;
 /// # Wrapping it
 ///
 /// A manager of your own that calls [`connect`](ManageConnection::connect) of this one has the same protection, and its
-/// deadline. [`is_valid`](ManageConnection::is_valid) then has a second, because it is told no deadline; better to pass
+/// deadline, and so has one that calls [`is_valid`](ManageConnection::is_valid). Better to pass
 /// [`is_valid_within`](ManageConnection::is_valid_within), [`goodbye`](ManageConnection::goodbye) and
 /// [`hosts`](ManageConnection::hosts) on, too. The descriptors of a client that was connected without an attempt (by
 /// `Config::connect`, and then put in the place of ours) cannot be found from outside: they are
@@ -186,9 +187,9 @@ where
         }
     }
 
-    /// Within a second, for it is told no deadline.
+    /// Inside a pool's test, of a manager that wraps this one, it has the time of that; elsewhere a second.
     fn is_valid(&self, conn: &mut Client) -> Result<(), Error> {
-        self.is_valid_within(conn, Deadline::after(UNTOLD))
+        self.is_valid_within(conn, asked_until().unwrap_or_else(|| Deadline::after(UNTOLD)))
     }
 
     fn has_broken(&self, conn: &mut Client) -> bool {

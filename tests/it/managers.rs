@@ -8,12 +8,14 @@ use crate::redis_opening::live_to;
 use crate::servers::Server;
 use forksafe::fork::Descriptors;
 use forksafe::postgres::PostgresManager;
-use forksafe::testing::{self, PrivatePostgres, PrivateRedis, Witness, WitnessClient, WitnessManager};
+use forksafe::testing::{self, PrivatePostgres, PrivateRedis, Tap, Witness, WitnessClient, WitnessManager};
 use forksafe::testing::{assert_nothing_shared, clean_process};
 use forksafe::{Attempt, Deadline, ManageConnection, PooledConnection};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 /// A newtype over another manager, with r2d2's three methods and whatever `$more` says.
 macro_rules! newtype {
@@ -361,5 +363,76 @@ fn a_part_of_an_attempt_gives_up_what_is_its_own() {
         drop((at, forgets));
         assert!(kept.ask("given up").is_err() && joined.ask("given up").is_err());
         assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
+/// A newtype with r2d2's three methods.
+struct Plain<M>(M, fn(&M));
+
+impl<M: ManageConnection> ManageConnection for Plain<M> {
+    type Connection = M::Connection;
+    type Error = M::Error;
+
+    fn connect(&self) -> Result<M::Connection, M::Error> {
+        self.0.connect()
+    }
+    fn is_valid(&self, conn: &mut M::Connection) -> Result<(), M::Error> {
+        self.1(&self.0);
+        self.0.is_valid(conn)
+    }
+    fn has_broken(&self, conn: &mut M::Connection) -> bool {
+        self.0.has_broken(conn)
+    }
+}
+
+/// Nobody passes the deadline of the pool's test on, and it is kept all the same.
+#[test]
+fn a_redis_test_that_is_passed_on_without_its_deadline_ends_in_time() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let tap = Tap::before(redis.address().parse::<SocketAddr>().unwrap());
+        let client = redis::Client::open(format!("redis://{}/", tap.address())).unwrap();
+        let builder = kit::tested().max_size(1).test_timeout(Duration::from_millis(200));
+        let pool = builder.build(Plain(client, |_| ())).unwrap();
+        let session = PrivateRedis::ask(&mut pool.get().unwrap());
+        tap.freeze();
+        let begun = Instant::now();
+        assert_ne!(PrivateRedis::ask(&mut pool.get().unwrap()), session);
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    });
+}
+
+/// Nor is it shorter than the pool's.
+#[test]
+fn a_postgres_test_that_is_passed_on_without_its_deadline_has_all_its_time() {
+    clean_process(|| {
+        let server = PrivatePostgres::start_with(&[]);
+        let tap = Tap::before(SocketAddr::from(([127, 0, 0, 1], server.port().unwrap())));
+        let port = tap.address().to_string().rsplit(':').next().unwrap().to_owned();
+        let config = format!("host=127.0.0.1 port={port} user=postgres").parse().unwrap();
+        let builder = kit::tested().max_size(1).test_timeout(testing::patience() / 2);
+        let pool = builder.build(Plain(PostgresManager::new(config, postgres::NoTls), |_| ())).unwrap();
+        let session = PrivatePostgres::ask(&mut pool.get().unwrap());
+        tap.slow(Duration::from_millis(1500));
+        assert_eq!(PrivatePostgres::ask(&mut pool.get().unwrap()), session);
+    });
+}
+
+/// It is not the deadline of a child that was forked in the middle.
+#[test]
+fn a_child_that_was_forked_in_a_test_has_no_deadline_of_its_parents() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let tap = Tap::before(redis.address().parse::<SocketAddr>().unwrap());
+        let client = redis::Client::open(format!("redis://{}/", tap.address())).unwrap();
+        let builder = kit::tested().max_size(1).test_timeout(Duration::from_secs(1));
+        let forks = |client: &redis::Client| {
+            let answers = testing::child(|| client.is_valid(&mut client.get_connection().unwrap()).is_ok());
+            assert!(answers.join(), "in the child");
+        };
+        let pool = builder.build(Plain(client, forks)).unwrap();
+        drop(pool.get().unwrap());
+        tap.slow(Duration::from_millis(1500));
+        let _ = pool.get();
     });
 }
