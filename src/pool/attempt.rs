@@ -10,7 +10,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One attempt to open a connection: how long it may take, where to connect to, and where to publish the descriptors.
 ///
@@ -152,7 +152,8 @@ impl Attempt {
         self.deadline
     }
 
-    /// The addresses of a host, as the pool knows them: those that failed lately come last. What is known is up to
+    /// The addresses of a host, as the pool knows them: those that failed lately come last. It need not be one of the manager's
+    /// [`hosts`](ManageConnection::hosts), of others up to 256 are kept. What is known is up to
     /// [`dns_ttl`](crate::Builder::dns_ttl) old; older than that it is looked up again, on a thread of its own, so that a
     /// look-up which hangs does not hold the caller past its deadline. For managers that try one address after the other,
     /// [`dial`](Self::dial) does all of it.
@@ -170,8 +171,11 @@ impl Attempt {
     }
 
     /// Opens a connection to one of several hosts, each of which may have several addresses: one after the other, in this order,
-    /// but those that failed lately last. Each gets a share of the time that is left. If none can be reached the names are
-    /// looked up anew, once, and what is new is tried with the rest of the time.
+    /// but those that failed lately last. Each gets a share of the time that is left, while there are others at most 30 seconds. If
+    /// none can be reached the names are looked up anew, once, and what is new is tried with the rest of the time.
+    ///
+    /// An address that could not be reached in a share of less than a quarter of a second is not held to have failed for that,
+    /// unless it said so at once.
     ///
     /// `open` is told which host and address it is, and until when; it says whether an error means that nobody could be
     /// reached there.
@@ -255,9 +259,12 @@ impl Attempt {
     }
 
     fn open<T, E>(&self, target: Target, open: &mut impl FnMut(Target) -> Result<T, Dial<E>>) -> Result<T, Dial<E>> {
+        let (begun, had) = (Instant::now(), target.deadline.remaining());
         let opened = open(target);
         match opened {
             Ok(_) => self.addresses.note(target.address, true),
+            // It says nothing about an address that somebody had no time for it.
+            Err(Dial::Unreachable(_)) if had < HARDLY_ANY_TIME && begun.elapsed() > had / 8 => {}
             Err(Dial::Unreachable(_)) => self.addresses.note(target.address, false),
             Err(Dial::Failed(_)) => {}
         }
@@ -327,8 +334,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Who waits in vain for no longer than this has learnt nothing: a distant server, or a busy one, may need it.
+const HARDLY_ANY_TIME: Duration = Duration::from_millis(250);
+
+/// No address has more time than this while there are others.
+const LONGEST_SHARE: Duration = Duration::from_secs(30);
+
+/// Of the time that is left, for one of so many.
 fn share_of(deadline: Deadline, parts: usize) -> Duration {
-    deadline.remaining() / u32::try_from(parts.max(1)).unwrap_or(u32::MAX)
+    match u32::try_from(parts).unwrap_or(u32::MAX) {
+        0 | 1 => deadline.remaining(),
+        parts => (deadline.remaining() / parts).min(LONGEST_SHARE),
+    }
 }
 
 impl fmt::Debug for Attempt {
