@@ -19,6 +19,9 @@ pub(super) const DNS_TTL: Duration = Duration::from_secs(60);
 /// How long a caller who has a known address waits for news about it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// So many names are known beside those that the manager lists: of further ones nothing is kept.
+const OTHERS: usize = 256;
+
 /// What a caller asks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Freshness {
@@ -32,12 +35,20 @@ pub(super) enum Freshness {
 #[derive(Debug)]
 pub(super) struct Addresses {
     names: Vec<Arc<Name>>,
+    /// What the manager has asked about and does not list.
+    others: OnceBox<Other>,
     ttl: Duration,
+}
+
+#[derive(Debug)]
+struct Other {
+    name: Arc<Name>,
+    next: OnceBox<Other>,
 }
 
 impl Default for Addresses {
     fn default() -> Self {
-        Self { names: Vec::new(), ttl: DNS_TTL }
+        Self { names: Vec::new(), others: OnceBox::new(), ttl: DNS_TTL }
     }
 }
 
@@ -51,19 +62,43 @@ impl Addresses {
             }
             name
         });
-        Self { names: names.collect(), ttl }
+        Self { names: names.collect(), others: OnceBox::new(), ttl }
     }
 
     /// The addresses of a host, those that failed lately last.
     pub(super) fn of(&self, host: &str, port: u16, fresh: Freshness, by: Deadline) -> io::Result<Vec<SocketAddr>> {
+        let name = self.name(host, port);
         if let Ok(ip) = host.parse::<IpAddr>() {
-            return Ok(vec![SocketAddr::new(ip, port)]);
+            let address = SocketAddr::new(ip, port);
+            name.learn(&[address]);
+            return Ok(vec![address]);
         }
-        let known = self.names.iter().find(|name| name.host == host && name.port == port);
-        let name = known.cloned().unwrap_or_else(|| Arc::new(Name::new(host.to_owned(), port, self.ttl)));
         let mut found = name.addresses(fresh, by)?;
         found.sort_by_key(|&address| self.failed_lately(address));
         Ok(found)
+    }
+
+    fn name(&self, host: &str, port: u16) -> Arc<Name> {
+        let is_it = |name: &Name| name.host == host && name.port == port;
+        if let Some(listed) = self.names.iter().find(|name| is_it(name)) {
+            return Arc::clone(listed);
+        }
+        let new = || Arc::new(Name::new(host.to_owned(), port, self.ttl));
+        let mut place = &self.others;
+        for _ in 0..OTHERS {
+            // Another thread may be faster, with this name or with another.
+            let other = place.get_or_init(|| Box::new(Other { name: new(), next: OnceBox::new() }));
+            if is_it(&other.name) {
+                return Arc::clone(&other.name);
+            }
+            place = &other.next;
+        }
+        new()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Name>> {
+        let others = std::iter::successors(self.others.get(), |other| other.next.get());
+        self.names.iter().chain(others.map(|other| &other.name))
     }
 
     /// What became of connecting to an address.
@@ -82,11 +117,11 @@ impl Addresses {
 
     /// The server behind the names is not what it was: they are looked up at the next connect.
     pub(super) fn doubt(&self) {
-        self.names.iter().for_each(|name| name.look_again_at.store(0, Relaxed));
+        self.all().for_each(|name| name.look_again_at.store(0, Relaxed));
     }
 
     fn known(&self, address: SocketAddr) -> impl Iterator<Item = &Known> {
-        let newest = self.names.iter().flat_map(|name| &name.newest().addresses);
+        let newest = self.all().flat_map(|name| &name.newest().addresses);
         newest.filter(move |known| known.address == address)
     }
 }
@@ -156,7 +191,9 @@ impl Name {
         let same = newest.addresses.len() == found.len()
             && newest.addresses.iter().all(|known| found.contains(&known.address));
         if !same {
-            let known = |&address: &SocketAddr| Known { address, failed: AtomicU64::new(0) };
+            let before = |address| newest.addresses.iter().find(|known| known.address == address);
+            let failed = |address| before(address).map_or(0, |known| known.failed.load(Relaxed));
+            let known = |&address: &SocketAddr| Known { address, failed: AtomicU64::new(failed(address)) };
             let next = Found { addresses: found.iter().map(known).collect(), newer: OnceBox::new() };
             // If another thread was faster, its news is as good.
             let _ = newest.newer.set(Box::new(next));
@@ -179,4 +216,35 @@ impl Name {
 /// On the clock that parent and child share. Never 0.
 fn millis() -> u64 {
     Coarse::now().as_millis() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(last: u8) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, last], 1))
+    }
+
+    #[test]
+    fn an_address_that_failed_is_remembered_when_its_name_is_looked_up_anew() {
+        let name = Arc::new(Name::new("db".to_owned(), 1, DNS_TTL));
+        let known = Addresses { names: vec![Arc::clone(&name)], ..Addresses::default() };
+        name.learn(&[address(1), address(2)]);
+        known.note(address(1), false);
+        name.learn(&[address(1), address(3)]);
+        assert_eq!([1, 2, 3].map(|last| known.failed_lately(address(last))), [true, false, false]);
+        known.note(address(1), true);
+        assert!(!known.failed_lately(address(1)));
+    }
+
+    #[test]
+    fn of_names_that_nobody_lists_only_so_many_are_kept() {
+        let known = Addresses::default();
+        let ask = |port| known.of("127.0.0.1", port, Freshness::Known, Deadline::never()).unwrap();
+        for port in 1..=OTHERS as u16 + 9 {
+            assert_eq!(ask(port), ask(port));
+        }
+        assert_eq!(known.all().count(), OTHERS);
+    }
 }

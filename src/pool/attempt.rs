@@ -10,7 +10,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One attempt to open a connection: how long it may take, where to connect to, and where to publish the descriptors.
 ///
@@ -22,14 +22,32 @@ pub struct Attempt {
     deadline: Deadline,
     made_in: Generation,
     addresses: Arc<Addresses>,
-    found: Arc<Mutex<Found>>,
+    published: Arc<Mutex<Published>>,
+    /// Why descriptors could not be found. Of the whole, whichever part says so.
+    refused: Arc<Mutex<Option<String>>>,
+    /// What this is a [part](Self::part) of.
+    whole: Option<Arc<Mutex<Published>>>,
 }
 
+/// With second descriptors of what the driver may yet give up.
 #[derive(Default)]
-struct Found {
-    /// With second descriptors of what the driver may yet give up.
-    registrations: Vec<(Registration, Copies)>,
-    refused: Option<String>,
+struct Published(Vec<(Registration, Copies)>);
+
+impl Published {
+    /// Shuts all of it down.
+    fn give_up(&mut self) {
+        for (registration, copies) in self.0.drain(..) {
+            registration.bury();
+            drop(copies);
+        }
+    }
+}
+
+impl Drop for Published {
+    /// In a child it is the parent's, and nothing is done.
+    fn drop(&mut self) {
+        self.give_up();
+    }
 }
 
 thread_local! {
@@ -53,7 +71,60 @@ impl Attempt {
     }
 
     pub(super) fn with(deadline: Deadline, addresses: Arc<Addresses>) -> Self {
-        Self { deadline, made_in: generation(), addresses, found: Arc::default() }
+        Self {
+            deadline,
+            made_in: generation(),
+            addresses,
+            published: Arc::default(),
+            refused: Arc::default(),
+            whole: None,
+        }
+    }
+
+    /// A part of this attempt: one of the clients that a connection is made of. What it publishes is protected from the same
+    /// moment on, and is its own until it [joins](Self::join) the whole: [`forget_all`](Self::forget_all) of a part takes back
+    /// nothing of another's. A part that is dropped before that has been given up, and its sockets are shut down.
+    ///
+    /// The managers of this crate connect in a part of their own, so that one connection may be made of several of their clients.
+    ///
+    /// ```
+    /// use forksafe::fork::Descriptors;
+    /// use forksafe::{Attempt, Deadline};
+    /// use std::io::{self, Write};
+    /// use std::net::{SocketAddr, TcpListener, TcpStream};
+    ///
+    /// /// To the first of them that says hello, whatever else this attempt connects with.
+    /// fn connect(at: &Attempt, replicas: &[SocketAddr]) -> io::Result<TcpStream> {
+    ///     let part = at.part();
+    ///     for replica in replicas {
+    ///         let mut stream = TcpStream::connect_timeout(replica, part.deadline().socket_timeout()?)?;
+    ///         part.own(Descriptors::of(&stream));
+    ///         if stream.write_all(b"hello").is_ok() {
+    ///             part.join();
+    ///             return Ok(stream);
+    ///         }
+    ///         part.forget_all();
+    ///     }
+    ///     Err(io::ErrorKind::NotConnected.into())
+    /// }
+    ///
+    /// let server = TcpListener::bind("127.0.0.1:0")?;
+    /// let at = Attempt::new(Deadline::never());
+    /// connect(&at, &[server.local_addr()?])?;
+    /// # Ok::<_, io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn part(&self) -> Self {
+        Self { published: Arc::default(), whole: Some(Arc::clone(&self.published)), ..self.clone() }
+    }
+
+    /// What this [part](Self::part) has published belongs to the whole from here on: its client is connected. Nothing happens to an
+    /// attempt that is no part.
+    pub fn join(self) {
+        if let Some(whole) = self.whole.as_ref().filter(|_| !self.is_inherited()) {
+            let own = std::mem::take(&mut lock(&self.published).0);
+            lock(whole).0.extend(own);
+        }
     }
 
     /// The attempt that this thread is in the middle of, if a pool has called its manager here.
@@ -81,7 +152,8 @@ impl Attempt {
         self.deadline
     }
 
-    /// The addresses of a host, as the pool knows them: those that failed lately come last. What is known is up to
+    /// The addresses of a host, as the pool knows them: those that failed lately come last. It need not be one of the manager's
+    /// [`hosts`](ManageConnection::hosts), of others up to 256 are kept. What is known is up to
     /// [`dns_ttl`](crate::Builder::dns_ttl) old; older than that it is looked up again, on a thread of its own, so that a
     /// look-up which hangs does not hold the caller past its deadline. For managers that try one address after the other,
     /// [`dial`](Self::dial) does all of it.
@@ -99,8 +171,11 @@ impl Attempt {
     }
 
     /// Opens a connection to one of several hosts, each of which may have several addresses: one after the other, in this order,
-    /// but those that failed lately last. Each gets a share of the time that is left. If none can be reached the names are
-    /// looked up anew, once, and what is new is tried with the rest of the time.
+    /// but those that failed lately last. Each gets a share of the time that is left, while there are others at most 30 seconds. If
+    /// none can be reached the names are looked up anew, once, and what is new is tried with the rest of the time.
+    ///
+    /// An address that could not be reached in a share of less than a quarter of a second is not held to have failed for that,
+    /// unless it said so at once.
     ///
     /// `open` is told which host and address it is, and until when; it says whether an error means that nobody could be
     /// reached there.
@@ -184,9 +259,12 @@ impl Attempt {
     }
 
     fn open<T, E>(&self, target: Target, open: &mut impl FnMut(Target) -> Result<T, Dial<E>>) -> Result<T, Dial<E>> {
+        let (begun, had) = (Instant::now(), target.deadline.remaining());
         let opened = open(target);
         match opened {
             Ok(_) => self.addresses.note(target.address, true),
+            // It says nothing about an address that somebody had no time for it.
+            Err(Dial::Unreachable(_)) if had < HARDLY_ANY_TIME && begun.elapsed() > had / 8 => {}
             Err(Dial::Unreachable(_)) => self.addresses.note(target.address, false),
             Err(Dial::Failed(_)) => {}
         }
@@ -205,20 +283,17 @@ impl Attempt {
         match Registration::publish(descriptors) {
             Ok(registration) => {
                 let copies = Copies::of(&registration);
-                self.found().registrations.push((registration, copies));
+                lock(&self.published).0.push((registration, copies));
             }
             Err(error) => self.refuse(format!("a descriptor that the manager named cannot be protected: {error}")),
         }
     }
 
-    /// Takes back all that was published: the connection to an earlier host was given up. It is shut down, whether it is
-    /// still open or not: a child that was forked in the middle may have a copy.
+    /// Takes back all that this attempt, or [part](Self::part) of one, has published: the connection to an earlier host was given
+    /// up. It is shut down, whether it is still open or not: a child that was forked in the middle may have a copy.
     pub fn forget_all(&self) {
         if !self.is_inherited() {
-            for (registration, copies) in self.found().registrations.drain(..) {
-                registration.bury();
-                drop(copies);
-            }
+            lock(&self.published).give_up();
         }
     }
 
@@ -226,7 +301,7 @@ impl Attempt {
     /// [`is_unprotected`](crate::Error::is_unprotected): it never guesses.
     pub fn refuse(&self, why: impl ToString) {
         if !self.is_inherited() {
-            self.found().refused = Some(why.to_string());
+            *lock(&self.refused) = Some(why.to_string());
         }
     }
 
@@ -237,33 +312,43 @@ impl Attempt {
 
     /// Why the descriptors could not be found, if that is why the connect failed.
     pub(super) fn refused(&self) -> Option<Error> {
-        self.found().refused.take().map(Error::unprotected)
+        lock(&self.refused).take().map(Error::unprotected)
     }
 
     /// Asks the manager for the descriptors, if the attempt has published none.
     pub(super) fn own_unless_published<M: ManageConnection>(&self, manager: &M, connection: &M::Connection) {
-        if self.found().registrations.is_empty() {
+        if lock(&self.published).0.is_empty() {
             self.own(manager.descriptors(connection));
         }
     }
 
     /// What was published. The driver keeps what it has from here on.
     pub(super) fn finish(&self) -> Registration {
-        let published = std::mem::take(&mut self.found().registrations);
+        let published = std::mem::take(&mut lock(&self.published).0);
         let registrations = published.into_iter().map(|(registration, copies)| {
             copies.forget();
             registration
         });
         Registration::merge(registrations.collect())
     }
-
-    fn found(&self) -> MutexGuard<'_, Found> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Who waits in vain for no longer than this has learnt nothing: a distant server, or a busy one, may need it.
+const HARDLY_ANY_TIME: Duration = Duration::from_millis(250);
+
+/// No address has more time than this while there are others.
+const LONGEST_SHARE: Duration = Duration::from_secs(30);
+
+/// Of the time that is left, for one of so many.
 fn share_of(deadline: Deadline, parts: usize) -> Duration {
-    deadline.remaining() / u32::try_from(parts.max(1)).unwrap_or(u32::MAX)
+    match u32::try_from(parts).unwrap_or(u32::MAX) {
+        0 | 1 => deadline.remaining(),
+        parts => (deadline.remaining() / parts).min(LONGEST_SHARE),
+    }
 }
 
 impl fmt::Debug for Attempt {

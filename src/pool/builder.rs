@@ -156,7 +156,8 @@ impl<M: ManageConnection> Builder<M> {
 
     /// Whether a connect that failed is tried again, with back-off, until the caller's time is over: 10 ms after the first
     /// failure, twice as long after each further one up to a second, by one thread at a time. The last failure is then the
-    /// source of the timeout. Default false: a wrong password should not look like a slow server.
+    /// source of the timeout. Default false: a wrong password should not look like a slow server. What is the
+    /// [caller's own fault](crate::Fault::Caller) is never tried again.
     ///
     /// Whatever this says, a server that has [no room](crate::Fault::NoRoom) for more fails no `get` while connections of this pool
     /// are in use: it waits for one to come back.

@@ -104,11 +104,12 @@ impl<M: ManageConnection> Shared<M> {
                 Connected::Forked => {}
                 Connected::Refused(error) => return Err(error),
                 Connected::Failed { why, waits } => {
-                    if !waits {
-                        return Err(Error::connect(self.named(), self.manager.target(), why));
+                    if waits {
+                        // The slot stays vacant; what comes back, or a later attempt, may serve this call.
+                        call.failed(why);
+                    } else if let Some(error) = self.cannot_connect(here, why) {
+                        return Err(error);
                     }
-                    // The slot stays vacant; what comes back, or a later attempt, may serve this call.
-                    call.failed(why);
                 }
             }
         }
@@ -154,7 +155,12 @@ impl<M: ManageConnection> Shared<M> {
             Validity::NoTime => {
                 // It came with the last moment. To test it now would only destroy it.
                 self.check_in_by(call.budget(self.config.test_timeout), vacancy.keep(), conn);
-                return Err(self.timed_out(call, local));
+                let is_here = fork::generation() == here;
+                return if is_here { Err(self.timed_out(call, local)) } else { Ok(Checked::Forked) };
+            }
+            Validity::NotHere(why) => {
+                self.check_in_by(call.budget(self.config.test_timeout), vacancy.keep(), conn);
+                return self.cannot_connect(here, why).map_or(Ok(Checked::Forked), Err);
             }
             Validity::Unfit(why) => call.failed(why),
         }

@@ -99,7 +99,8 @@ impl<M: ManageConnection> Shared<M> {
         match refused.or_else(|| self.objects_to(&client)) {
             Some(why) => {
                 client.goodbye_by(deadline);
-                Err(Failure::Refused(why))
+                drop(client);
+                if fork::generation() == here { Err(Failure::Refused(why)) } else { Ok(None) }
             }
             None => Ok(Some(client)),
         }
@@ -142,11 +143,22 @@ impl<M: ManageConnection> Shared<M> {
         }
         // Connections of one's own come back; that the server has no room for more is no reason to fail.
         let comes_back = fault == Fault::NoRoom && local.bag.slots.occupied() > 1;
-        let waits = comes_back || self.config.retry_connect;
+        let waits = comes_back || (self.config.retry_connect && fault != Fault::Caller);
         if waits && let Some(failures) = failures {
             self.back_off(local, failures);
         }
         Connected::Failed { why: Box::new(why), waits }
+    }
+
+    /// The error of a connect that failed, or of a test that could not be made. `None` in a child that was forked by the
+    /// manager: there it is the parent's.
+    pub(super) fn cannot_connect(&self, here: Generation, why: Source) -> Option<Error> {
+        let target = self.manager.target();
+        if fork::generation() != here {
+            mem::forget(why);
+            return None;
+        }
+        Some(Error::connect(self.named(), target, why))
     }
 
     /// Nobody connects for some time. `failures` is how many there had been in a row when this connect began: those that fail

@@ -43,6 +43,10 @@ impl<M: ManageConnection> Shared<M> {
                     Connected::Fit(conn) => {
                         self.check_in_by(by, vacancy.keep(), conn);
                         opened += 1;
+                        if fork::generation() != here {
+                            opened = 0;
+                            continue 'count; // It was closed, and its goodbye forked.
+                        }
                     }
                     Connected::Forked => {
                         opened = 0;
@@ -55,9 +59,13 @@ impl<M: ManageConnection> Shared<M> {
                         thread::sleep(local.bag.gate_opens_in().min(call.deadline.remaining()));
                         continue 'count;
                     }
-                    Connected::Failed { why, .. } => {
-                        return Err(Error::connect(self.named(), self.manager.target(), why));
-                    }
+                    Connected::Failed { why, .. } => match self.cannot_connect(here, why) {
+                        Some(error) => return Err(error),
+                        None => {
+                            opened = 0;
+                            continue 'count;
+                        }
+                    },
                 }
             }
             return Ok(opened);

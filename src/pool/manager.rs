@@ -67,7 +67,8 @@ pub trait ManageConnection: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Any error says no; the pool closes the connection.
+    /// Any error says no, and the pool closes the connection; but for those that [`classify`](Self::classify) calls
+    /// [harmless](Fault::Harmless) or the [caller's own](Fault::Caller).
     fn is_valid(&self, conn: &mut Self::Connection) -> Result<(), Self::Error>;
 
     /// Whether the client already knows that the connection is of no more use. Asked at every return: no round trips.
@@ -197,6 +198,10 @@ pub enum Fault {
     Server,
     /// The server has no room for another connection.
     NoRoom,
+    /// It is the caller's own, and says nothing of the connection or its server: a thread that may not wait, a configuration that
+    /// can never work. `get` returns it at once, also where connects are [tried again](crate::Builder::retry_connect); nobody
+    /// else is kept from connecting, and a connection whose test ended like that stays in the pool.
+    Caller,
 }
 
 /// Each method has to be repeated here, or an `Arc` of a manager would not do what the manager does.

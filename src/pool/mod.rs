@@ -1,6 +1,7 @@
 //! The pool: a fixed number of slots in each process, and connections that never leave the process that opened them.
 
 mod addresses;
+mod asked;
 mod attempt;
 mod bag;
 mod builder;
@@ -23,6 +24,8 @@ mod slots;
 mod typical;
 mod validate;
 
+#[cfg(any(feature = "redis", feature = "postgres"))]
+pub(crate) use asked::deadline as asked_until;
 pub use attempt::{Attempt, Dial, DialError, Target};
 pub use builder::Builder;
 #[cfg(feature = "testing")]

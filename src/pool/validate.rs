@@ -3,6 +3,7 @@
 //! One that was proved alive a moment ago may. Another is looked at, which costs no round trip: its peer may have ended it, or
 //! something may lie unread in it. Only then the server is asked. All that a call asks has one budget.
 
+use super::asked;
 use super::clock::Coarse;
 use super::connection::Connection;
 use super::error::Source;
@@ -19,6 +20,8 @@ pub(super) enum Validity {
     Unfit(Option<Source>),
     /// There is not enough time to find out, and it may be in order.
     NoTime,
+    /// Its caller is not in a place to find out, and it may be in order.
+    NotHere(Source),
 }
 
 /// A suspect has this part of the usual time to answer.
@@ -75,7 +78,8 @@ impl<M: ManageConnection> Shared<M> {
         let Some(until) = self.time_to_test(local, conn, call) else { return Validity::NoTime };
         let begun = Instant::now();
         let socket = conn.client.registration().first();
-        let answer = self.manager.is_valid_within(conn.client.value_mut(), until.on(socket));
+        let until = until.on(socket);
+        let answer = asked::until(until, || self.manager.is_valid_within(conn.client.value_mut(), until));
         if fork::generation() != here {
             std::mem::forget(answer);
             return Validity::Unfit(None);
@@ -98,6 +102,7 @@ impl<M: ManageConnection> Shared<M> {
                 conn.times = conn.times.proved(now, &self.limits).renewed(now, &self.limits);
                 Validity::Fit
             }
+            Some((Fault::Caller, why)) => Validity::NotHere(Box::new(why)),
             Some((fault, why)) => {
                 if until.is_over() {
                     local.suspect_before.fetch_max(conn.times.proved_at.as_nanos(), Relaxed);

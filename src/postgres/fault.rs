@@ -34,6 +34,7 @@ fn told_by(error: &Any) -> Option<Fault> {
             // Its source is the driver's source, and not the driver's error.
             Error::Driver(error) => of_driver(error),
             Error::TimedOut(_) => Some(Fault::Connection),
+            Error::InsideRuntime => Some(Fault::Caller),
             Error::Refused { code, .. } => Some(of_code(code).unwrap_or(Fault::Connection)),
             _ => None,
         };
@@ -51,7 +52,11 @@ fn told_by(error: &Any) -> Option<Fault> {
 }
 
 fn of_driver(error: &::postgres::Error) -> Option<Fault> {
-    // The driver keeps the kind to itself, but for its words. What has no source may be out of step, or never answered.
+    // The driver keeps the kind to itself, but for its words.
+    if error.to_string() == "invalid configuration" {
+        return Some(Fault::Caller);
+    }
+    // What has no source may be out of step, or never answered.
     let words = ["unexpected message from server", "timeout waiting for server"];
     let is_lost = error.is_closed() || (error.source().is_none() && words.contains(&&*error.to_string()));
     // An error of the system's: between the driver and its server, unless a value could not be written or read.

@@ -19,6 +19,7 @@ pub use error::Error;
 pub use on_return::OnReturn;
 
 use crate::fork::probe;
+use crate::pool::asked_until;
 use crate::{Attempt, Deadline, Dial, DialError, Fault, ManageConnection, Reset, Unread};
 use ::postgres::tls::{MakeTlsConnect, TlsConnect};
 use ::postgres::{Client, Config, Socket};
@@ -82,7 +83,7 @@ use waiting::may_wait_here;
 /// # Wrapping it
 ///
 /// A manager of your own that calls [`connect`](ManageConnection::connect) of this one has the same protection, and its
-/// deadline. [`is_valid`](ManageConnection::is_valid) then has a second, because it is told no deadline; better to pass
+/// deadline, and so has one that calls [`is_valid`](ManageConnection::is_valid). Better to pass
 /// [`is_valid_within`](ManageConnection::is_valid_within), [`goodbye`](ManageConnection::goodbye) and
 /// [`hosts`](ManageConnection::hosts) on, too. The descriptors of a client that was connected without an attempt (by
 /// `Config::connect`, and then put in the place of ours) cannot be found from outside: they are
@@ -91,7 +92,7 @@ use waiting::may_wait_here;
 /// # Inside an async runtime
 ///
 /// The driver waits inside its own runtime, which tokio forbids on a thread that runs async code. `get` returns
-/// [`Error::InsideRuntime`] there. Use `spawn_blocking` or `block_in_place`. (Of a future that is
+/// [`Error::InsideRuntime`] there, and leaves the idle connections as they are. Use `spawn_blocking` or `block_in_place`. (Of a future that is
 /// `tokio::task::unconstrained` only tokio knows, and answers by a panic: it is caught, and its message appears on stderr.)
 /// A child that was forked by such a thread never enters the runtime of its parent.
 ///
@@ -187,9 +188,9 @@ where
         }
     }
 
-    /// Within a second, for it is told no deadline.
+    /// Inside a pool's test, of a manager that wraps this one, it has the time of that; elsewhere a second.
     fn is_valid(&self, conn: &mut Client) -> Result<(), Error> {
-        self.is_valid_within(conn, Deadline::after(UNTOLD))
+        self.is_valid_within(conn, asked_until().unwrap_or_else(|| Deadline::after(UNTOLD)))
     }
 
     fn has_broken(&self, conn: &mut Client) -> bool {
@@ -200,10 +201,14 @@ where
         if !may_wait_here() {
             return Err(Error::InsideRuntime);
         }
-        match addresses::route(&self.config, at) {
-            Route::Driver(addresses) => self.connect_to(self.config.clone(), addresses, at.deadline(), at),
-            Route::Dial(names) => self.dial(&names, at),
-        }
+        // Another client of the same connection may have published its own.
+        let part = at.part();
+        let client = match addresses::route(&self.config, &part) {
+            Route::Driver(addresses) => self.connect_to(self.config.clone(), addresses, part.deadline(), &part),
+            Route::Dial(names) => self.dial(&names, &part),
+        }?;
+        part.join();
+        Ok(client)
     }
 
     fn is_valid_within(&self, conn: &mut Client, deadline: Deadline) -> Result<(), Error> {

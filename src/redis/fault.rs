@@ -29,6 +29,7 @@ fn of_drivers(error: &RedisError) -> Fault {
     }
     match error.kind() {
         ErrorKind::AuthenticationFailed => Fault::Harmless,
+        ErrorKind::InvalidClientConfig | ErrorKind::RESP3NotSupported => Fault::Caller,
         _ if error.is_connection_dropped() => Fault::Connection,
         _ => Fault::Unknown,
     }
@@ -119,5 +120,7 @@ mod tests {
         assert_eq!(io(io::ErrorKind::UnexpectedEof), Fault::Connection);
         assert_eq!(io(io::ErrorKind::TimedOut), Fault::Unknown);
         assert_eq!(of(&io::Error::other("of another make")), Fault::Unknown);
+        let wildcard = RedisError::from((ErrorKind::InvalidClientConfig, "cannot connect to a wildcard address"));
+        assert_eq!(of(&wildcard), Fault::Caller);
     }
 }

@@ -18,6 +18,7 @@ mod wire;
 pub use test::{Clean, Test};
 
 use crate::fork::{Descriptors, socket};
+use crate::pool::asked_until;
 use crate::{Attempt, Deadline, DialError, Fault, ManageConnection, Reset, Unread};
 use ::redis::{
     Client, Connection, ConnectionAddr, ConnectionLike, ErrorKind, IntoConnectionInfo, RedisError, RedisResult,
@@ -222,6 +223,14 @@ impl Driver<'_> {
     }
 
     fn connect_within(&self, at: &Attempt) -> RedisResult<Connection> {
+        // Another client of the same connection may have published its own.
+        let part = at.part();
+        let conn = self.connect_in(&part)?;
+        part.join();
+        Ok(conn)
+    }
+
+    fn connect_in(&self, at: &Attempt) -> RedisResult<Connection> {
         let opening = |deadline| Opening { driver: *self, at, deadline };
         match self.addr() {
             ConnectionAddr::Tcp(host, _) if host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified()) => {
@@ -242,9 +251,9 @@ impl Driver<'_> {
         }
     }
 
-    /// Without a deadline of a pool's, and without its number: for managers that wrap this one, or for anybody.
+    /// Without a number of a pool's, and perhaps without its deadline: for managers that wrap this one, or for anybody.
     fn is_valid(&self, conn: &mut Connection) -> RedisResult<()> {
-        self.is_valid_within(conn, Deadline::after(TEST))
+        self.is_valid_within(conn, asked_until().unwrap_or_else(|| Deadline::after(TEST)))
     }
 
     fn is_valid_within(&self, conn: &mut Connection, deadline: Deadline) -> RedisResult<()> {
@@ -333,7 +342,7 @@ macro_rules! manages {
             fn connect(&self) -> RedisResult<Connection> {
                 $driver(self).connect()
             }
-            /// Has five seconds. Looks through all descriptors for the connection's: managers that wrap this one delegate
+            /// Inside a pool's test (of a manager that wraps this one) it has the time of that, elsewhere five seconds. Looks through all descriptors for the connection's: managers that wrap this one delegate
             /// [`is_valid_within`](Self::is_valid_within), too.
             fn is_valid(&self, conn: &mut Connection) -> RedisResult<()> {
                 $driver(self).is_valid(conn)

@@ -148,6 +148,10 @@ impl ManageConnection for Forks {
         callback("classify");
         error.downcast_ref().map_or(Fault::Unknown, |Says(fault)| *fault)
     }
+    fn target(&self) -> String {
+        callback("target");
+        String::new()
+    }
 }
 
 fn session(pool: &Pool<Forks>) -> u64 {
@@ -155,14 +159,17 @@ fn session(pool: &Pool<Forks>) -> u64 {
 }
 
 /// What is done, and which callback forks in the middle of it.
-const STAGES: [(&str, &str); 15] = [
+const STAGES: [(&str, &str); 18] = [
     ("get", "connect"),
     ("fail", "failing connect"),
     ("fail with a fault", "classify"),
+    ("fail with a fault", "target"),
     ("get", "is_valid"),
     ("test harmless", "classify"),
     ("test broken", "classify"),
     ("test condemned", "classify"),
+    ("test of the caller's", "classify"),
+    ("test of the caller's", "target"),
     ("look", "on_unread"),
     ("get", "has_broken"),
     ("get", "resets"),
@@ -200,9 +207,13 @@ fn a_child_that_was_forked_in_a_callback_starts_over() {
                     pool.disconnect();
                     None
                 }
-                "fail" | "fail with a fault" => {
+                "fail" | "fail with a fault" | "test of the caller's" => {
                     FORK_AT.set(callback);
-                    SAYS.set((deed != "fail").then_some(Fault::NoRoom));
+                    SAYS.set(match deed {
+                        "fail" => None,
+                        "fail with a fault" => Some(Fault::NoRoom),
+                        _ => Some(Fault::Caller),
+                    });
                     pool.get().err().map(|_| 0)
                 }
                 "replace" => {
@@ -369,10 +380,22 @@ impl Drop for Uses {
     }
 }
 
+thread_local! {
+    /// The pool is closed by the next method of its manager.
+    static CLOSES: Cell<bool> = const { Cell::new(false) };
+}
+
+fn close_if_told_to() {
+    if CLOSES.take() {
+        POOL.get().unwrap().close();
+    }
+}
+
 impl ManageConnection for UsesPool {
     type Connection = Uses;
     type Error = io::Error;
     fn connect(&self) -> io::Result<Uses> {
+        close_if_told_to();
         self.0.connect().map(|client| Uses(Some(client)))
     }
     fn is_valid(&self, _: &mut Uses) -> io::Result<()> {
@@ -382,6 +405,7 @@ impl ManageConnection for UsesPool {
         false
     }
     fn descriptors(&self, conn: &Uses) -> Descriptors {
+        close_if_told_to();
         Descriptors::of(conn.0.as_ref().unwrap().stream())
     }
 }
@@ -401,6 +425,84 @@ fn a_child_that_was_forked_in_a_goodbye_keeps_the_slots_that_it_has() {
         }
         assert_eq!(exit_code(CHILD.load(SeqCst)), 0);
         assert_eq!(pool.state().connections, 0);
+    });
+}
+
+/// The pool is closed in the middle of a call; what the call then closes forks in its goodbye. The child is told what its own
+/// pool has to say.
+fn is_told_that_the_pool_is_closed<T>(call: impl FnOnce(&Pool<UsesPool>) -> Result<T, forksafe::Error>) {
+    let here = std::process::id();
+    let pool = POOL.get().unwrap();
+    CLOSES.set(true);
+    FORK_AT.set("goodbye");
+    let told = call(pool).map(drop);
+    if std::process::id() != here {
+        leave(|| assert!(told.as_ref().is_err_and(|error| error.is_closed()), "{told:?}"));
+    }
+    assert_eq!(exit_code(CHILD.load(SeqCst)), 0);
+    assert_eq!(pool.state().connections, 0);
+}
+
+#[test]
+fn a_child_that_was_forked_in_a_goodbye_of_a_warm_up_starts_over() {
+    clean_process(|| {
+        let witness = Witness::start();
+        POOL.get_or_init(|| kit::tested().build(UsesPool(witness.manager())).unwrap());
+        is_told_that_the_pool_is_closed(|pool| pool.warm_up(2));
+        assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
+/// There is no time to test the connection, so it goes back.
+#[test]
+fn a_child_that_was_forked_in_a_goodbye_of_an_untested_connection_starts_over() {
+    clean_process(|| {
+        let witness = Witness::start();
+        let builder = kit::tested().test_timeout(Duration::from_nanos(1));
+        let pool = POOL.get_or_init(|| builder.build(UsesPool(witness.manager())).unwrap());
+        // Its descriptors are asked for once more.
+        let mut conn = pool.get().unwrap();
+        conn.0 = None;
+        conn.0 = Some(WitnessClient::connect(witness.address()).unwrap());
+        drop(conn);
+        is_told_that_the_pool_is_closed(|pool| pool.get_timeout(Duration::ZERO));
+        assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
+/// A connection that cannot be protected is closed, and its goodbye forks: the child tries for itself.
+#[test]
+fn a_child_that_was_forked_in_a_goodbye_of_an_unprotected_connection_starts_over() {
+    struct Nameless(AtomicU32);
+    struct Forks;
+    impl Drop for Forks {
+        fn drop(&mut self) {
+            callback("goodbye");
+        }
+    }
+    impl ManageConnection for Nameless {
+        type Connection = Forks;
+        type Error = io::Error;
+        fn connect(&self) -> io::Result<Forks> {
+            self.0.fetch_add(1, SeqCst);
+            Ok(Forks)
+        }
+        fn is_valid(&self, _: &mut Forks) -> io::Result<()> {
+            Ok(())
+        }
+        fn has_broken(&self, _: &mut Forks) -> bool {
+            false
+        }
+    }
+    clean_process(|| {
+        let here = std::process::id();
+        let pool = kit::tested().require_known_descriptors(true).build(Nameless(AtomicU32::new(0))).unwrap();
+        FORK_AT.set("goodbye");
+        assert!(pool.get().is_err_and(|error| error.is_unprotected()));
+        if std::process::id() != here {
+            leave(|| assert_eq!(pool.manager().0.load(SeqCst), 2));
+        }
+        assert_eq!((exit_code(CHILD.load(SeqCst)), pool.manager().0.load(SeqCst)), (0, 1));
     });
 }
 

@@ -8,6 +8,8 @@ use std::ffi::CString;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -162,6 +164,45 @@ fn a_name_whose_server_is_gone_is_looked_up_within_the_same_get() {
     });
 }
 
+/// Its manager does not list the name.
+struct Unlisted(Letters);
+
+impl ManageConnection for Unlisted {
+    type Connection = (TcpStream, char);
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<Self::Connection> {
+        unreachable!("connect_within is what is called")
+    }
+    fn connect_within(&self, at: &mut Attempt) -> io::Result<Self::Connection> {
+        self.0.connect_within(at)
+    }
+    fn is_valid(&self, _: &mut Self::Connection) -> io::Result<()> {
+        Ok(())
+    }
+    fn has_broken(&self, _: &mut Self::Connection) -> bool {
+        false
+    }
+}
+
+/// A name that is asked for without being listed ages like the others, and children inherit it.
+#[test]
+fn a_name_that_nobody_lists_is_known_and_ages() {
+    clean_process(|| {
+        let hosts = Hosts::new("127.0.0.2");
+        let port = server("127.0.0.2:0", b'A').port();
+        server(&format!("127.0.0.3:{port}"), b'B');
+        let pool = Pool::builder().connection_timeout(patience() / 2).build(Unlisted(Letters(port))).unwrap();
+        let letter = || pool.get().unwrap().1;
+        assert_eq!(letter(), 'A');
+        hosts.point_at("127.0.0.3");
+        pool.disconnect();
+        assert_eq!((testing::child(letter).join(), letter()), ('A', 'A'), "it is known");
+        advance_clock(LATER);
+        assert_eq!((testing::child(letter).join(), letter()), ('B', 'B'), "it is old");
+    });
+}
+
 /// A connect that fails for another reason (a wrong password) is no reason to look the name up.
 #[test]
 fn only_an_address_that_cannot_be_reached_is_doubted() {
@@ -186,6 +227,75 @@ fn only_an_address_that_cannot_be_reached_is_doubted() {
         hosts.point_at("127.0.0.2");
         assert_eq!(testing::child(|| letter(&pool)).join(), 'A');
     });
+}
+
+/// Connects with nobody, to the second of two hosts if the first is silent.
+#[derive(Default)]
+struct TwoHosts {
+    silent: AtomicBool,
+    tried: Mutex<Vec<usize>>,
+}
+
+impl ManageConnection for TwoHosts {
+    type Connection = usize;
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<usize> {
+        unreachable!("connect_within is what is called")
+    }
+    fn connect_within(&self, at: &mut Attempt) -> io::Result<usize> {
+        let hosts = ["127.0.0.2", "127.0.0.3"].map(|host| (host.to_owned(), 1));
+        let opened = at.dial(&hosts, |target| {
+            self.tried.lock().unwrap().push(target.host);
+            if target.host == 0 && self.silent.load(SeqCst) {
+                thread::sleep(target.deadline.remaining());
+                return Err(Dial::Unreachable(io::ErrorKind::TimedOut.into()));
+            }
+            Ok(target.host)
+        });
+        opened.map_err(|error: DialError<io::Error>| io::Error::other(error))
+    }
+    fn is_valid(&self, _: &mut usize) -> io::Result<()> {
+        Ok(())
+    }
+    fn has_broken(&self, _: &mut usize) -> bool {
+        false
+    }
+    fn descriptors(&self, _: &usize) -> Descriptors {
+        Descriptors::none()
+    }
+}
+
+/// An address that failed is tried last the next time; but not because somebody had hardly any time for it.
+#[test]
+fn an_address_that_somebody_had_no_time_for_has_not_failed() {
+    clean_process(|| {
+        let pool = Pool::builder().build(TwoHosts::default()).unwrap();
+        let tried = |timeout, silent| {
+            pool.manager().silent.store(silent, SeqCst);
+            pool.manager().tried.lock().unwrap().clear();
+            let _ = pool.get_timeout(timeout);
+            pool.disconnect();
+            pool.manager().tried.lock().unwrap().clone()
+        };
+        assert_eq!(tried(Duration::from_millis(200), true)[0], 0);
+        assert_eq!(tried(patience(), false), [0], "it has not failed");
+        assert_eq!(tried(Duration::from_secs(2), true), [0, 1]);
+        assert_eq!(tried(patience(), false), [1], "it has failed");
+    });
+}
+
+/// Who waits for ever waits no longer than that for the first of several.
+#[test]
+fn no_address_has_for_ever_while_there_are_others() {
+    let hosts = [("127.0.0.2".to_owned(), 1), ("127.0.0.3".to_owned(), 1)];
+    let mut shares = Vec::new();
+    let at = Attempt::new(Deadline::never());
+    let _ = at.dial(&hosts, |target| {
+        shares.push(target.deadline.remaining());
+        Err::<(), _>(Dial::Unreachable(()))
+    });
+    assert!(shares[0] <= Duration::from_secs(30) && shares[1] == Duration::MAX, "{shares:?}");
 }
 
 /// Several addresses, of which the first fails: it has its share of the time, and is tried last the next time.

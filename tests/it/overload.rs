@@ -3,6 +3,7 @@
 use forksafe::fork::Descriptors;
 use forksafe::testing::{advance_clock, clean_process, patience};
 use forksafe::{Deadline, Fault, ManageConnection, Pool};
+use std::cell::Cell;
 use std::error::Error;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
@@ -358,5 +359,67 @@ fn a_pool_that_is_built_before_its_server_is_there_waits_if_asked() {
                 }
             });
         }
+    });
+}
+
+/// Its connections are of use only on threads that are in the right place.
+#[derive(Default)]
+struct Particular(AtomicU32);
+
+thread_local! {
+    static IN_PLACE: Cell<bool> = const { Cell::new(false) };
+}
+
+fn must_be_in_place() -> io::Result<()> {
+    if IN_PLACE.get() { Ok(()) } else { Err(io::Error::other("not here")) }
+}
+
+impl ManageConnection for Particular {
+    type Connection = u32;
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<u32> {
+        let number = self.0.fetch_add(1, SeqCst);
+        must_be_in_place().map(|()| number)
+    }
+    fn is_valid(&self, _: &mut u32) -> io::Result<()> {
+        must_be_in_place()
+    }
+    fn has_broken(&self, _: &mut u32) -> bool {
+        false
+    }
+    fn descriptors(&self, _: &u32) -> Descriptors {
+        Descriptors::none()
+    }
+    fn classify(&self, _: &(dyn Error + 'static)) -> Fault {
+        Fault::Caller
+    }
+}
+
+/// What is the caller's own fault is told at once, is not tried again, and keeps nobody else from connecting.
+#[test]
+fn what_is_the_callers_own_fault_is_told_at_once_and_costs_nobody_else() {
+    clean_process(|| {
+        let builder = Pool::builder().max_size(2).connection_timeout(patience()).retry_connect(true);
+        let pool = builder.test_after(Duration::ZERO).build(Particular::default()).unwrap();
+        let begun = Instant::now();
+        for attempt in 1..=20 {
+            let error = pool.get().unwrap_err();
+            assert!(error.is_connect() && format!("{error:#}").ends_with("not here"), "{error:#}");
+            assert_eq!(pool.manager().0.load(SeqCst), attempt);
+        }
+        assert!(pool.warm_up(1).unwrap_err().is_connect());
+        IN_PLACE.set(true);
+        assert_eq!(*pool.get().unwrap(), 21);
+        assert!(begun.elapsed() < patience() / 4, "{:?}", begun.elapsed());
+        // A test that cannot be made here says nothing of the connection.
+        IN_PLACE.set(false);
+        for _ in 0..3 {
+            let error = pool.get().unwrap_err();
+            assert!(error.is_connect() && format!("{error:#}").ends_with("not here"), "{error:#}");
+            assert_eq!((pool.state().connections, pool.state().idle_connections), (1, 1));
+        }
+        IN_PLACE.set(true);
+        assert_eq!(*pool.get().unwrap(), 21, "it is still there");
     });
 }

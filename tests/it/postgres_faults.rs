@@ -62,6 +62,9 @@ fn errors_of_a_holder_are_told_apart_by_their_code() {
             let wrapped = std::io::Error::other(ours);
             assert_eq!(manager.classify(&wrapped), fault, "{query}: {wrapped:?}");
         }
+        let error = Config::new().user("x").connect(NoTls).map(drop).unwrap_err();
+        assert_eq!(manager.classify(&error), Fault::Caller, "there is no host: {error:?}");
+        assert_eq!(manager.classify(&pg::Error::InsideRuntime), Fault::Caller);
         let mut client = server.config().connect(NoTls).unwrap();
         let error = client.query_one("SELECT 1 WHERE false", &[]).unwrap_err();
         assert_eq!(manager.classify(&error), Fault::Unknown, "{error:?}");
@@ -85,7 +88,7 @@ fn errors_of_a_holder_are_told_apart_by_their_code() {
 }
 
 /// Reads what a client says first, and answers with an error.
-fn refuses(severity: &'static str, code: &'static str) -> u16 {
+pub(crate) fn refuses(severity: &'static str, code: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {

@@ -281,3 +281,19 @@ fn a_process_whose_main_thread_has_ended_connects() {
         assert_eq!(exit_code(child), 0);
     });
 }
+
+/// Who asks in the wrong place is told so, and destroys nothing.
+#[test]
+fn a_get_inside_async_code_leaves_the_idle_connection_alone() {
+    clean_process(|| {
+        let server = PrivatePostgres::start();
+        let pool = kit::tested().retry_connect(true).build(server.manager()).unwrap();
+        let here = session(&pool);
+        one_thread().block_on(async {
+            is_refused_without_a_panic(&pool);
+            let both = [pool.try_get().is_some(), pool.get().is_ok()];
+            assert_eq!((both, pool.state().connections), ([false; 2], 1));
+        });
+        assert_eq!(session(&pool), here);
+    });
+}

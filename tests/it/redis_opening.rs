@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How many of this process's sockets lead to the server, so that words could still reach it.
-fn live_to(server: SocketAddr) -> usize {
+pub(crate) fn live_to(server: SocketAddr) -> usize {
     let sockets = churn::sockets_to(server).into_iter();
     // No bytes at all: nothing on the wire of what may be the parent's, but an error on one that was shut down.
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
