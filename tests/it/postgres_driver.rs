@@ -534,7 +534,8 @@ impl Drop for Stopped {
 fn a_session_that_falls_silent_fails_its_test_in_time() {
     clean_process(|| {
         let server = PrivatePostgres::start_with(&[]);
-        let pool = server.pool_of(1);
+        let builder = server.builder().max_size(1).test_timeout(Duration::from_secs(1));
+        let pool = builder.build(server.manager()).unwrap();
         let stopped = Stopped::the_backend_of(&mut pool.get().unwrap());
         let begin = Instant::now();
         answers(&mut pool.get().unwrap()).unwrap();
