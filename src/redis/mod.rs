@@ -263,18 +263,19 @@ impl Driver<'_> {
     /// The test, with what is undone before it. The timeouts are afterwards as this manager's, or as they were on a
     /// connection that no pool has asked about.
     fn converse(&self, conn: &mut Connection, deadline: Deadline, clean: Clean) -> RedisResult<()> {
+        let usual = self.options.timeouts;
         let (socket, timeouts) = match deadline.socket() {
-            Some(fd) if !find::is_socket_of(conn, fd)? => {
-                let why = "the connection was replaced by another, which the pool does not know";
-                return Err((ErrorKind::Client, why).into());
-            }
-            Some(fd) => (Some(fd), self.options.timeouts),
-            None => find::with_timeouts(conn).map_or((None, self.options.timeouts), |(fd, was)| (Some(fd), was)),
+            Some(fd) => (Some(fd), usual),
+            None => find::with_timeouts(conn).map_or((None, usual), |(fd, was)| (Some(fd), was)),
         };
-        let is_plain = !matches!(self.addr(), ConnectionAddr::TcpTls { .. });
-        let dialogue = Dialogue { socket: socket.filter(|_| is_plain), deadline };
-        self.test(conn, &dialogue, clean)?;
-        put_back(conn, timeouts)
+        let tested = is_the_pools(conn, deadline).and_then(|()| {
+            let is_plain = !matches!(self.addr(), ConnectionAddr::TcpTls { .. });
+            let dialogue = Dialogue { socket: socket.filter(|_| is_plain), deadline };
+            self.test(conn, &dialogue, clean)
+        });
+        // Also of one that has failed: it may be somebody's who goes on with it.
+        let put_back = put_back(conn, timeouts);
+        tested.and(put_back)
     }
 
     /// Asked at every return: what the holder set is undone.
@@ -316,6 +317,17 @@ impl Driver<'_> {
     }
 }
 
+/// Whether it is the one that the pool asks about, as far as the pool knows its number.
+fn is_the_pools(conn: &Connection, deadline: Deadline) -> RedisResult<()> {
+    match deadline.socket() {
+        Some(fd) if !find::is_socket_of(conn, fd)? => {
+            let why = "the connection was replaced by another, which the pool does not know";
+            Err((ErrorKind::Client, why).into())
+        }
+        _ => Ok(()),
+    }
+}
+
 fn put_back(conn: &Connection, (read, write): Timeouts) -> RedisResult<()> {
     conn.set_read_timeout(read)?;
     conn.set_write_timeout(write)
@@ -342,8 +354,10 @@ macro_rules! manages {
             fn connect(&self) -> RedisResult<Connection> {
                 $driver(self).connect()
             }
-            /// Inside a pool's test (of a manager that wraps this one) it has the time of that, elsewhere five seconds. Looks through all descriptors for the connection's: managers that wrap this one delegate
-            /// [`is_valid_within`](Self::is_valid_within), too.
+            /// As [`is_valid_within`](Self::is_valid_within). Inside a pool's test (of a manager that wraps this one) it has the
+            /// time of that, elsewhere five seconds from now: a silent server must not be waited for without end. Nobody tells
+            /// which descriptor is the connection's, so all of this process are looked through. Managers that wrap this one
+            /// should therefore delegate [`is_valid_within`](Self::is_valid_within), too.
             fn is_valid(&self, conn: &mut Connection) -> RedisResult<()> {
                 $driver(self).is_valid(conn)
             }

@@ -238,6 +238,28 @@ fn timeouts_of_a_holder_are_put_back() {
     });
 }
 
+/// Outside a pool the connection is somebody's who goes on with it, whatever the test says.
+#[test]
+fn a_test_that_fails_leaves_the_timeouts_as_they_were() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let no = || Err((redis::ErrorKind::Client, "no").into());
+        let subscribed =
+            |conn: &mut Connection| drop(conn.send_packed_command(&cmd("SUBSCRIBE").arg("news").get_packed_command()));
+        let of_ones_own = manager(&redis).test(Test::with(move |_, _| no()));
+        let failing: [(_, fn(&mut Connection)); 2] = [(of_ones_own, |_| {}), (manager(&redis), subscribed)];
+        for (manager, leave) in failing {
+            let mut conn = redis.manager().get_connection().unwrap();
+            let socket = *churn::sockets_to(redis.address().parse().unwrap()).last().unwrap();
+            conn.set_read_timeout(Some(Duration::from_millis(2500))).unwrap();
+            conn.set_write_timeout(Some(Duration::from_millis(3500))).unwrap();
+            leave(&mut conn);
+            manager.is_valid(&mut conn).unwrap_err();
+            assert_eq!(timeouts(socket), [(2, 500_000), (3, 500_000)], "{manager:?}");
+        }
+    });
+}
+
 /// The pool's number is not the client's that is there now: the pool notices at the next test, and publishes the new one.
 #[test]
 fn a_client_that_was_replaced_in_place_is_published_anew() {
