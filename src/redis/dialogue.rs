@@ -2,10 +2,10 @@
 
 use super::safe::{is_interrupted, out_of_step, without_content};
 use super::time_left;
-use super::wire::Replies;
+use super::wire::{OURS, Replies};
 use crate::Deadline;
 use crate::fork::socket::{self, Heard};
-use ::redis::{Cmd, Connection, PushKind, RedisError, RedisResult, ServerErrorKind, Value};
+use ::redis::{Cmd, Connection, PushKind, RedisError, RedisResult, Value};
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
@@ -28,12 +28,10 @@ pub(super) struct Answer {
     pub(super) replies: Vec<Option<Value>>,
     /// Why they did not all come: the stream has ended.
     pub(super) cut: Option<RedisError>,
-    /// How many subscriptions the connection has, if an `UNSUBSCRIBE` asked for it.
-    pub(super) subscriptions: i64,
 }
 
 impl Dialogue {
-    /// Sends all questions at once; `silent` of them have no reply but a push message. `is_last` knows the last reply.
+    /// Sends all questions at once. `is_last` knows the last reply.
     ///
     /// # Errors
     ///
@@ -42,11 +40,10 @@ impl Dialogue {
         &self,
         conn: &mut Connection,
         questions: &[&Cmd],
-        silent: usize,
         is_last: impl Fn(&[u8]) -> Last,
     ) -> RedisResult<Answer> {
         let packed: Vec<u8> = questions.iter().flat_map(|cmd| cmd.get_packed_command()).collect();
-        let mut wanted = questions.len() - silent;
+        let mut wanted = questions.len();
         match self.socket {
             Some(fd) => {
                 socket::wait_writable(fd, self.deadline)?;
@@ -58,7 +55,7 @@ impl Dialogue {
                 // All of them first: the driver reads ahead, and what it has read is not in the socket any more.
                 let mut there = wanted;
                 let listen = |bytes: &[u8]| {
-                    let (heard, replies) = listen(&Replies::of(bytes), wanted, questions.len(), &is_last);
+                    let (heard, replies) = listen(&Replies::of(bytes), wanted, &is_last);
                     there = replies;
                     heard
                 };
@@ -85,7 +82,7 @@ impl Dialogue {
     fn read(&self, conn: &mut Connection, wanted: usize) -> RedisResult<Answer> {
         let mut answer = Answer::default();
         while answer.replies.len() < wanted {
-            match self.reply(conn, &mut answer.subscriptions) {
+            match self.reply(conn) {
                 Ok(reply) => answer.replies.push(Some(reply)),
                 // The driver skips it when it comes.
                 error if self.socket.is_none() && is_interrupted(&error) => answer.replies.push(None),
@@ -102,23 +99,26 @@ impl Dialogue {
         Ok(answer)
     }
 
-    /// The next one that is not pushed.
-    fn reply(&self, conn: &mut Connection, subscriptions: &mut i64) -> RedisResult<Value> {
+    /// The next one that is not pushed, but for what answers an `UNSUBSCRIBE` of ours.
+    fn reply(&self, conn: &mut Connection) -> RedisResult<Value> {
         loop {
             if self.socket.is_none() {
                 conn.set_read_timeout(Some(time_left(self.deadline)?))?;
             }
-            match conn.recv_response()? {
-                Value::Push { kind: PushKind::Unsubscribe, data } => {
-                    if let Some(Value::Int(left)) = data.last() {
-                        *subscriptions = *left;
-                    }
-                }
-                Value::Push { .. } => {}
-                Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoSub) => {}
-                reply => return Ok(reply),
+            let reply = conn.recv_response()?;
+            if !matches!(reply, Value::Push { .. }) || subscriptions(&reply).is_some() {
+                return Ok(reply);
             }
         }
+    }
+}
+
+/// How many subscriptions the connection has, if this is the answer to an `UNSUBSCRIBE` of ours.
+pub(super) fn subscriptions(reply: &Value) -> Option<i64> {
+    let Value::Push { kind: PushKind::Unsubscribe, data } = reply else { return None };
+    match &data[..] {
+        [Value::BulkString(channel), Value::Int(left)] if channel.starts_with(OURS.as_bytes()) => Some(*left),
+        _ => None,
     }
 }
 
@@ -134,7 +134,7 @@ pub(super) enum Last {
 }
 
 /// What the bytes say, and how many replies the driver will find.
-fn listen(replies: &Replies, wanted: usize, questions: usize, is_last: impl Fn(&[u8]) -> Last) -> (Heard, usize) {
+fn listen(replies: &Replies, wanted: usize, is_last: impl Fn(&[u8]) -> Last) -> (Heard, usize) {
     let count = replies.whole.len();
     let Some(&last) = replies.whole.last().filter(|_| !replies.is_nonsense) else {
         let heard = match replies.rest.first() {
@@ -144,9 +144,6 @@ fn listen(replies: &Replies, wanted: usize, questions: usize, is_last: impl Fn(&
         };
         return (heard, wanted);
     };
-    // In a transaction that a holder left open, each command is answered.
-    let is_queued = replies.whole.iter().all(|reply| reply.starts_with(b"+QUEUED"));
-    let wanted = if is_queued { questions } else { wanted };
     match is_last(last) {
         _ if !replies.rest.is_empty() => (Heard::Part, wanted),
         Last::Surely => (Heard::Whole, wanted.min(count)),

@@ -79,7 +79,8 @@ use wire::Replies;
 ///
 /// Timeouts that it set are put back at each return, and in the test: to [none](Self::read_timeout). With the test, in the
 /// same packet, `UNWATCH` and `SELECT` go out; an open `MULTI` is discarded if there is one; a connection that was left
-/// subscribed, or with its replies switched off, fails the test and is replaced. A user (`AUTH`), a name, tracking and a
+/// subscribed, or with its replies switched off, fails the test and is replaced. (With RESP3 the server tells of subscriptions
+/// only who may `UNSUBSCRIBE`: an account that may not finds its predecessor's.) A user (`AUTH`), a name, tracking and a
 /// push sender stay: a manager of your own that wraps this one may have set them up. See
 /// [`on_check_out`](Self::on_check_out) and [`Clean`].
 ///

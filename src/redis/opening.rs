@@ -116,15 +116,12 @@ impl Opening<'_> {
         let mut proof = self.driver.options.test.proof(level, knowledge);
         let mut questions = self.introduction(opened.is_introduced, level, knowledge);
         loop {
-            let cmds: Vec<&Cmd> =
-                questions.iter().chain(proof.iter().map(|proof| &proof.question)).map(|q| &q.cmd).collect();
-            if cmds.is_empty() {
+            let asked: Vec<&Question> = questions.iter().chain(proof.iter().map(|proof| &proof.question)).collect();
+            if asked.is_empty() {
                 break;
             }
-            let silent = questions.iter().filter(|question| question.is_silent).count();
-            let answer = dialogue.ask(&mut opened.conn, &cmds, silent, |_| Last::Here).map_err(graded)?;
-            let asked = questions.iter().filter(|question| !question.is_silent);
-            let asked: Vec<&Question> = asked.chain(proof.iter().map(|proof| &proof.question)).collect();
+            let cmds: Vec<&Cmd> = asked.iter().map(|question| &question.cmd).collect();
+            let answer = dialogue.ask(&mut opened.conn, &cmds, |_| Last::Here).map_err(graded)?;
             if let Some(error) = hung_up(&answer, &asked)? {
                 return Ok(Said::HungUp(error));
             }

@@ -4,6 +4,7 @@ use super::dialogue::Last;
 use super::find::unused_number;
 use super::knowledge::{Knowledge, Level, Optional};
 use super::safe::{describe, out_of_step, shown};
+use super::wire::OURS;
 use ::redis::{Cmd, ConnectionInfo, ErrorKind, ProtocolVersion, RedisError, RedisResult, ServerError, Value, cmd};
 
 /// A command, and what its reply is for.
@@ -13,13 +14,11 @@ pub(super) struct Question {
     pub(super) optional: Option<Optional>,
     /// Its reply matters to nobody.
     pub(super) is_casual: bool,
-    /// Its only reply is a push message.
-    pub(super) is_silent: bool,
 }
 
 impl Question {
     pub(super) fn required(cmd: Cmd) -> Self {
-        Self { cmd, optional: None, is_casual: false, is_silent: false }
+        Self { cmd, optional: None, is_casual: false }
     }
 
     pub(super) fn optional(cmd: Cmd, optional: Optional) -> Self {
@@ -42,13 +41,22 @@ impl Question {
                 knowledge.refuses(optional);
                 Ok(())
             }
-            Some(Optional::Select) => Err(shown(error)),
+            Some(Optional::Select) if !self.is_for_database_0() => Err(shown(error)),
+            // In words of its own; there is no other database then.
+            Some(Optional::Select) => {
+                knowledge.refuses(Optional::Select);
+                Ok(())
+            }
             Some(_) => Ok(()),
             None if self.says("HELLO") && error.details().is_some_and(|said| said.contains("unknown command")) => {
                 Err((ErrorKind::RESP3NotSupported, "this server does not know HELLO, and so no RESP3").into())
             }
             None => Err(shown(error)),
         }
+    }
+
+    fn is_for_database_0(&self) -> bool {
+        matches!(self.cmd.args_iter().nth(1), Some(::redis::Arg::Simple(b"0")))
     }
 
     fn says(&self, word: &str) -> bool {
@@ -103,8 +111,7 @@ pub(super) fn leftovers(info: &ConnectionInfo, knowledge: Knowledge) -> Vec<Ques
         // The reply to one that there is not has the number of those that there are.
         let mut unsubscribe = cmd("UNSUBSCRIBE");
         unsubscribe.arg(unused_text());
-        let unsubscribe = Question::optional(unsubscribe, Optional::Unsubscribe);
-        questions.push(Question { is_silent: true, ..unsubscribe });
+        questions.push(Question::optional(unsubscribe, Optional::Unsubscribe));
     }
     questions.retain(|question| question.optional.is_none_or(|optional| knowledge.accepts(optional)));
     questions
@@ -126,7 +133,7 @@ pub(super) fn everything(info: &ConnectionInfo, knowledge: Knowledge) -> Vec<Que
 }
 
 fn unused_text() -> String {
-    format!("forksafe {}.{}", std::process::id(), unused_number())
+    format!("{OURS}{}.{}", std::process::id(), unused_number())
 }
 
 /// The question whose answer shows that the server lives, and that its answers are those to the questions.
@@ -181,21 +188,20 @@ impl Proof {
     /// # Errors
     ///
     /// The connection is of no use.
-    pub(super) fn judge(&self, reply: &Value, info: &ConnectionInfo, knowledge: Knowledge) -> RedisResult<Verdict> {
+    pub(super) fn judge(&self, reply: &Value, info: &ConnectionInfo, knowledge: Knowledge) -> RedisResult<()> {
         match reply {
-            Value::BulkString(bytes) if !self.text.is_empty() && bytes == self.text.as_bytes() => Ok(Verdict::InStep),
-            Value::SimpleString(said) if said == "QUEUED" => Ok(Verdict::Queued),
-            Value::SimpleString(said) if self.text.is_empty() && said == "PONG" => Ok(Verdict::InStep),
+            Value::BulkString(bytes) if !self.text.is_empty() && bytes == self.text.as_bytes() => Ok(()),
+            Value::SimpleString(said) if self.text.is_empty() && said == "PONG" => Ok(()),
             Value::Array(_) if self.is_subscribers(reply) => Err(subscribed()),
-            Value::ServerError(error) if is_trouble(error) => Ok(Verdict::InStep),
+            Value::ServerError(error) if is_trouble(error) => Ok(()),
             // There is nothing with which a new connection could do better.
             Value::ServerError(error) if error.code() == "NOAUTH" => match info.redis_settings().password() {
                 Some(_) => Err(shown(error)),
-                None => Ok(Verdict::InStep),
+                None => Ok(()),
             },
             Value::ServerError(error) if is_refusal(error) && self.is_named_in(error) => {
                 self.refused(error, knowledge);
-                Ok(Verdict::InStep)
+                Ok(())
             }
             other => Err(out_of_step(&self.name().to_uppercase(), &describe(other))),
         }
@@ -227,14 +233,6 @@ impl Proof {
         matches!(&parts[..], [Value::BulkString(pong), Value::BulkString(text)]
             if pong == b"pong" && text == self.text.as_bytes())
     }
-}
-
-/// What a test has shown.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Verdict {
-    InStep,
-    /// In a transaction that a holder left open.
-    Queued,
 }
 
 pub(super) fn subscribed() -> RedisError {

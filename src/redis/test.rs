@@ -1,9 +1,9 @@
 //! The test of a connection, and what a holder left that is undone with it.
 
 use super::Driver;
-use super::dialogue::{Dialogue, Last};
+use super::dialogue::{Dialogue, Last, subscriptions};
 use super::knowledge::{Knowledge, Level};
-use super::question::{self, Proof, Question, Verdict, is_trouble, subscribed};
+use super::question::{self, Proof, Question, is_trouble, subscribed};
 use super::safe::{is_interrupted, out_of_step};
 use crate::Deadline;
 use crate::fork::socket;
@@ -106,6 +106,14 @@ pub enum Clean {
     Everything,
 }
 
+/// What a test has shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Verdict {
+    InStep,
+    /// In a transaction that a holder left open.
+    Queued,
+}
+
 impl Driver<'_> {
     /// Undoes what is to be undone, and shows that the connection is good.
     pub(super) fn test(&self, conn: &mut Connection, dialogue: &Dialogue, clean: Clean) -> RedisResult<()> {
@@ -131,7 +139,7 @@ impl Driver<'_> {
                 }
                 Verdict::Queued => {
                     let discard = [&cmd("DISCARD")];
-                    dialogue.ask(conn, &discard, 0, |_| Last::Here)?;
+                    dialogue.ask(conn, &discard, |_| Last::Here)?;
                 }
             }
         }
@@ -156,44 +164,40 @@ impl Driver<'_> {
         proof: Option<&Proof>,
     ) -> RedisResult<Verdict> {
         let all: Vec<&Question> = questions.iter().chain(proof.map(|proof| &proof.question)).collect();
-        let silent = all.iter().filter(|question| question.is_silent).count();
-        if all.len() == silent {
+        if all.is_empty() {
             return self.look(dialogue).map(|()| Verdict::InStep);
         }
         let cmds: Vec<&Cmd> = all.iter().map(|question| &question.cmd).collect();
-        let answer =
-            dialogue.ask(conn, &cmds, silent, |reply| proof.map_or(Last::Here, |proof| proof.is_last(reply)))?;
+        let answer = dialogue.ask(conn, &cmds, |reply| proof.map_or(Last::Here, |proof| proof.is_last(reply)))?;
         if let Some(error) = answer.cut {
             return Err(error);
         }
         let Some(Some(last)) = answer.replies.last() else {
             return Err(io::Error::from(io::ErrorKind::Interrupted).into());
         };
-        // First: what the others mean depends on it.
-        let verdict = match proof {
-            Some(proof) => proof.judge(last, self.client.get_connection_info(), self.knowledge())?,
-            None if matches!(last, Value::SimpleString(said) if said == "QUEUED") => Verdict::Queued,
-            None => Verdict::InStep,
-        };
-        if verdict == Verdict::Queued {
-            return Ok(verdict);
+        // In a transaction each command that is not refused says so.
+        let is_queued = |reply: &Value| matches!(reply, Value::SimpleString(said) if said == "QUEUED");
+        if answer.replies.iter().flatten().any(is_queued) {
+            return Ok(Verdict::Queued);
         }
-        if answer.subscriptions > 0 {
+        if let Some(proof) = proof {
+            proof.judge(last, self.client.get_connection_info(), self.knowledge())?;
+        }
+        if answer.replies.iter().flatten().filter_map(subscriptions).any(|left| left > 0) {
             return Err(subscribed());
         }
-        let asked: Vec<_> = all.into_iter().filter(|question| !question.is_silent).collect();
-        if answer.replies.len() < asked.len() {
-            return Ok(verdict); // The holder had the server skip a reply.
+        if answer.replies.len() < all.len() {
+            return Ok(Verdict::InStep); // The holder had the server skip a reply.
         }
-        let others = asked.len() - usize::from(proof.is_some());
-        for (question, reply) in asked.iter().zip(&answer.replies).take(others) {
+        let others = all.len() - usize::from(proof.is_some());
+        for (question, reply) in all.iter().zip(&answer.replies).take(others) {
             match reply {
                 Some(Value::ServerError(error)) if is_trouble(error) => {}
                 Some(Value::ServerError(error)) => question.judge(error, self.knowledge())?,
                 _ => {}
             }
         }
-        Ok(verdict)
+        Ok(Verdict::InStep)
     }
 
     /// All there is to do where nothing is undone, before a function of the user's.

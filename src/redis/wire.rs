@@ -3,8 +3,8 @@
 /// The replies that some bytes begin with.
 #[derive(Debug, Default)]
 pub(super) struct Replies<'a> {
-    /// Replies to questions. What the server sends of its own accord (`>`) is not among them, nor is valkey's error that
-    /// stands for such a message.
+    /// Replies to questions. What the server sends of its own accord (`>`) is not among them; but what it sends in reply to an
+    /// `UNSUBSCRIBE` of [ours](OURS) is.
     pub(super) whole: Vec<&'a [u8]>,
     /// Messages that the server sends of its own accord.
     pub(super) pushed: Vec<&'a [u8]>,
@@ -20,7 +20,7 @@ impl<'a> Replies<'a> {
             match extent(replies.rest, 0) {
                 Extent::Whole(size) => {
                     let (reply, rest) = replies.rest.split_at(size);
-                    let is_news = reply[0] == b'>' || reply.starts_with(b"-NOSUB ");
+                    let is_news = reply[0] == b'>' && !is_of_ours(reply);
                     if is_news { &mut replies.pushed } else { &mut replies.whole }.push(reply);
                     replies.rest = rest;
                 }
@@ -29,6 +29,15 @@ impl<'a> Replies<'a> {
             }
         }
     }
+}
+
+/// What texts of our own begin with.
+pub(super) const OURS: &str = "forksafe ";
+
+/// Whether a message is the reply to an `UNSUBSCRIBE` of ours.
+fn is_of_ours(message: &[u8]) -> bool {
+    let has = |text: &[u8]| message.windows(text.len()).any(|part| part == text);
+    has(b"\r\nunsubscribe\r\n") && has(OURS.as_bytes())
 }
 
 enum Extent {
@@ -113,5 +122,9 @@ mod tests {
         }
         let pushed = Replies::of(b">2\r\n+invalidate\r\n*1\r\n$1\r\na\r\n+OK\r\n");
         assert_eq!((pushed.pushed.len(), pushed.whole), (1, vec![&b"+OK\r\n"[..]]));
+        for (channel, is_ours) in [("forksafe 1.2", true), ("news", false)] {
+            let reply = format!(">3\r\n$11\r\nunsubscribe\r\n${}\r\n{channel}\r\n:0\r\n", channel.len());
+            assert_eq!(Replies::of(reply.as_bytes()).whole.len(), usize::from(is_ours));
+        }
     }
 }

@@ -79,6 +79,27 @@ fn what_a_server_does_not_accept_is_learned_once() {
     });
 }
 
+/// A proxy has words of its own. To a server without `SELECT` there is one database.
+#[test]
+fn a_refusal_in_any_words_is_one() {
+    clean_process(|| {
+        for refused in ["UNWATCH", "SELECT", "CLIENT"] {
+            let fake = Fake::start(move |_, _, words| match words[0].as_str() {
+                word if word == refused => says("-PROXY we do not do that here\r\n"),
+                _ => Says::Usual,
+            });
+            cycles(fake.client());
+            assert_eq!(fake.accepted(), 1, "{refused}");
+        }
+        let fake = Fake::start(|_, _, words| match words[0].as_str() {
+            "SELECT" => says("-PROXY we do not do that here\r\n"),
+            _ => Says::Usual,
+        });
+        let client = redis::Client::open(format!("{}5", fake.url())).unwrap();
+        assert!(forksafe::Pool::new(client).unwrap().get().unwrap_err().is_connect(), "which is asked for");
+    });
+}
+
 #[test]
 fn a_real_account_that_may_do_little_keeps_its_connection() {
     clean_process(|| {

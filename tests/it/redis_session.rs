@@ -92,6 +92,56 @@ fn what_nobody_wants_to_find_is_undone_with_the_test() {
     });
 }
 
+/// The refusal of the test is an answer like any other, but in a transaction it is not the only one.
+#[test]
+fn who_may_neither_ping_nor_echo_finds_no_transaction_either() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let mut admin = redis.manager().get_connection().unwrap();
+        run(&mut admin, &["ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-ping", "-echo"]);
+        let (_, leave, is_there) = LEFTOVERS[1];
+        for clean in [Clean::Leftovers, Clean::Everything] {
+            let url = format!("redis://app:pw@{}/", redis.address());
+            let pool = pool_of_one(RedisManager::open(url).unwrap().on_check_out(clean));
+            let id = |conn: &mut Connection| run(conn, &["CLIENT", "ID"]);
+            let session = id(&mut pool.get().unwrap());
+            leave(&mut pool.get().unwrap());
+            let mut next = pool.get().unwrap();
+            assert!(!is_there(&mut next), "{clean:?}");
+            assert_eq!(id(&mut next), session, "{clean:?}: the same connection");
+        }
+    });
+}
+
+/// With RESP3 the number of subscriptions is told in reply to `UNSUBSCRIBE` only. Who may not say that, from the beginning or
+/// from some moment on, keeps its connection, and finds what it left subscribed: a limit.
+#[test]
+fn who_may_not_unsubscribe_is_answered_all_the_same() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let mut admin = redis.manager().get_connection().unwrap();
+        for when in ["from the beginning", "later"] {
+            let user = when.replace(' ', "-");
+            run(&mut admin, &["ACL", "SETUSER", &user, "on", ">pw", "~*", "&*", "+@all"]);
+            let mut forbid = || run(&mut admin, &["ACL", "SETUSER", &user, "-unsubscribe"]);
+            if when != "later" {
+                forbid();
+            }
+            let url = format!("redis://{user}:pw@{}/?protocol=resp3", redis.address());
+            let pool = pool_of_one(RedisManager::open(url).unwrap());
+            let session = PrivateRedis::ask(&mut pool.get().unwrap());
+            forbid();
+            let mut conn = pool.get().unwrap();
+            assert_eq!(PrivateRedis::ask(&mut conn), session, "{when}");
+            conn.send_packed_command(&cmd("SUBSCRIBE").arg("news").get_packed_command()).unwrap();
+            conn.recv_response().unwrap();
+            drop(conn);
+            assert_eq!(PrivateRedis::ask(&mut pool.get().unwrap()), session, "{when}");
+            assert_ne!(run(&mut admin, &["PUBSUB", "CHANNELS"]), Value::Array(Vec::new()), "{when}");
+        }
+    });
+}
+
 /// The round trip of the test is the only one: one packet, and its answer.
 #[test]
 fn undoing_takes_no_round_trip_of_its_own() {

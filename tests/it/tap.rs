@@ -17,7 +17,7 @@ use std::time::Duration;
 fn before_redis(redis: &PrivateRedis) -> (Tap, Pool<redis::Client>) {
     let tap = Tap::before(redis.address().parse::<SocketAddr>().unwrap());
     let client = redis::Client::open(format!("redis://{}/", tap.address())).unwrap();
-    (tap, Pool::builder().connection_timeout(testing::patience() / 2).max_size(2).build(client).unwrap())
+    (tap, kit::tested().connection_timeout(testing::patience() / 2).max_size(2).build(client).unwrap())
 }
 
 /// Row 1 and row 3, as the server sees them.
@@ -53,7 +53,7 @@ fn no_byte_of_a_child_travels_on_its_parents_postgres_connections() {
         let Address::Tcp(address) = tap.address() else { panic!("{tap:?}") };
         let mut config = postgres::Config::new();
         config.host("127.0.0.1").port(address.port()).user("postgres").dbname("postgres");
-        let pool = Pool::new(PostgresManager::new(config, NoTls)).unwrap();
+        let pool = kit::tested().build(PostgresManager::new(config, NoTls)).unwrap();
         let pid = |client: &mut Client| client.query_one("SELECT pg_backend_pid()", &[]).unwrap().get::<_, i32>(0);
         let (mut lent, mut other) = (pool.get().unwrap(), pool.get().unwrap());
         let (here, idle) = (pid(&mut lent), pid(&mut other));
