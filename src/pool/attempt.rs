@@ -27,18 +27,33 @@ pub struct Attempt {
     refused: Arc<Mutex<Option<String>>>,
     /// What this is a [part](Self::part) of.
     whole: Option<Arc<Mutex<Published>>>,
+    /// The pool's manager has not been seen with it: one inside has found it to be the thread's.
+    was_found: bool,
 }
 
-/// With second descriptors of what the driver may yet give up.
 #[derive(Default)]
-struct Published(Vec<(Registration, Copies)>);
+struct Published(Vec<Client>);
+
+/// What was published at a time.
+struct Client {
+    registration: Registration,
+    /// Second descriptors of its sockets, as long as the driver may give them up.
+    copies: Option<Copies>,
+    /// By a manager inside the pool's, which may have others beside it.
+    is_of_one_inside: bool,
+}
 
 impl Published {
+    /// The drivers keep what they have from here on.
+    fn forget_copies(&mut self) {
+        self.0.iter_mut().filter_map(|client| client.copies.take()).for_each(Copies::forget);
+    }
+
     /// Shuts all of it down.
     fn give_up(&mut self) {
-        for (registration, copies) in self.0.drain(..) {
-            registration.bury();
-            drop(copies);
+        for client in self.0.drain(..) {
+            client.registration.bury();
+            drop(client.copies);
         }
     }
 }
@@ -78,6 +93,7 @@ impl Attempt {
             published: Arc::default(),
             refused: Arc::default(),
             whole: None,
+            was_found: false,
         }
     }
 
@@ -130,7 +146,8 @@ impl Attempt {
     /// The attempt that this thread is in the middle of, if a pool has called its manager here.
     pub fn current() -> Option<Self> {
         let current = CURRENT.try_with(|current| current.borrow().clone()).ok()?;
-        current.filter(|attempt| !attempt.is_inherited())
+        let current = current.filter(|attempt| !attempt.is_inherited())?;
+        Some(Self { was_found: true, ..current })
     }
 
     /// Runs `connect` with this as the [current](Self::current) attempt of the thread.
@@ -280,7 +297,11 @@ impl Attempt {
         match Registration::publish(descriptors) {
             Ok(registration) => {
                 let copies = Copies::of(&registration);
-                lock(&self.published).0.push((registration, copies));
+                lock(&self.published).0.push(Client {
+                    registration,
+                    copies: Some(copies),
+                    is_of_one_inside: self.was_found,
+                });
             }
             Err(error) => self.refuse(format!("a descriptor that the manager named cannot be protected: {error}")),
         }
@@ -312,21 +333,29 @@ impl Attempt {
         lock(&self.refused).take().map(Error::unprotected)
     }
 
-    /// Asks the manager for the descriptors, if the attempt has published none.
+    /// Asks the manager for the descriptors, unless it has published some itself. Of those that managers inside it have published
+    /// it may know no more; what it names besides is published, too.
     pub(super) fn own_unless_published<M: ManageConnection>(&self, manager: &M, connection: &M::Connection) {
-        if lock(&self.published).0.is_empty() {
-            self.own(manager.descriptors(connection));
+        if !lock(&self.published).0.iter().all(|client| client.is_of_one_inside) {
+            return;
+        }
+        // A manager may have to look for the one descriptor of a client.
+        lock(&self.published).forget_copies();
+        let named = manager.descriptors(connection);
+        if self.is_inherited() {
+            return self.own(named);
+        }
+        let named = lock(&self.published).0.iter().fold(named, |named, client| named.without(&client.registration));
+        if named.is_any() || lock(&self.published).0.is_empty() {
+            self.own(named);
         }
     }
 
     /// What was published. The driver keeps what it has from here on.
     pub(super) fn finish(&self) -> Registration {
-        let published = std::mem::take(&mut lock(&self.published).0);
-        let registrations = published.into_iter().map(|(registration, copies)| {
-            copies.forget();
-            registration
-        });
-        Registration::merge(registrations.collect())
+        let mut published = std::mem::take(&mut *lock(&self.published));
+        published.forget_copies();
+        Registration::merge(published.0.drain(..).map(|client| client.registration).collect())
     }
 }
 
