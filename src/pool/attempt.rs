@@ -26,7 +26,7 @@ pub struct Attempt {
     refused: Arc<Mutex<Option<String>>>,
     /// What this is a [part](Self::part) of.
     whole: Option<Arc<Mutex<Published>>>,
-    /// The pool's manager has not been seen with it: one inside has found it to be the thread's.
+    /// Who has it found it as the [thread's](Self::current): perhaps a manager inside the pool's.
     was_found: bool,
 }
 
