@@ -103,6 +103,56 @@
 //! delegate `connect_within`, `is_valid_within`, `descriptors`, `on_unread`, `resets`, `reset`, `goodbye`, `classify`, `hosts` and
 //! `target`, too; `#[deny(clippy::missing_trait_methods)]` on the `impl` sees to it that none is forgotten.
 //!
+//! The plain `connect` and `is_valid` of ours keep the pool's deadline without being told it: it is known to the thread, too.
+//!
+//! # Several clients in one connection
+//!
+//! A master and a replica, or a Redis and a PostgreSQL client. Managers of ours publish their own, and what one of them gives up
+//! is nobody else's; name the others in `descriptors`. A manager that tries several hosts by itself does so in a
+//! [part](crate::Attempt::part) of the attempt:
+//!
+#![cfg_attr(all(feature = "redis", feature = "postgres"), doc = "```")]
+#![cfg_attr(not(all(feature = "redis", feature = "postgres")), doc = "```ignore")]
+//! use forksafe::postgres::PostgresManager;
+//! use forksafe::{Attempt, Deadline, ManageConnection};
+//! use std::error::Error;
+//!
+//! type Failed = Box<dyn Error + Send + Sync>;
+//!
+//! #[derive(Debug, thiserror::Error)]
+//! #[error(transparent)]
+//! struct Either(#[from] Failed);
+//!
+//! struct Both(redis::Client, PostgresManager<postgres::NoTls>);
+//!
+//! impl ManageConnection for Both {
+//!     type Connection = (redis::Connection, postgres::Client);
+//!     type Error = Either;
+//!
+//!     fn connect(&self) -> Result<Self::Connection, Either> {
+//!         let first = ManageConnection::connect(&self.0).map_err(Failed::from)?;
+//!         Ok((first, self.1.connect().map_err(Failed::from)?))
+//!     }
+//!     fn is_valid(&self, conn: &mut Self::Connection) -> Result<(), Either> {
+//!         self.0.is_valid(&mut conn.0).map_err(Failed::from)?;
+//!         Ok(self.1.is_valid(&mut conn.1).map_err(Failed::from)?)
+//!     }
+//!     fn has_broken(&self, conn: &mut Self::Connection) -> bool {
+//!         self.0.has_broken(&mut conn.0) || self.1.has_broken(&mut conn.1)
+//!     }
+//! }
+//! # let _ = |both: Both| forksafe::Pool::new(both);
+//! ```
+//!
+//! A deadline [names the socket](crate::Deadline::socket) of the first. Where `is_valid_within` or `reset` is delegated for another,
+//! pass `Deadline::never().sooner(deadline)`, which names none. Between two tests the pool looks at the first socket only.
+//!
+//! # Errors
+//!
+//! [`classify`](crate::ManageConnection::classify) says what an error means. What is the [caller's own](crate::Fault::Caller) (a
+//! thread that may not wait, a configuration that can never work) is returned at once, and costs no connection. Nothing need be
+//! said of a caller who had hardly any time: neither his address nor the server is held to have failed then.
+//!
 //! # A client that is replaced in place
 //!
 //! `*conn = reconnect()?` and `mem::swap` of two guards put a client where the pool has published another. A manager with

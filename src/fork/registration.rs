@@ -95,6 +95,18 @@ impl Descriptors {
         self
     }
 
+    /// Those that a registration does not name already.
+    pub(crate) fn without(mut self, registration: &Registration) -> Self {
+        let is_new = |one: &Named| registration.open().all(|(fd, _)| fd != one.fd);
+        self.others.retain(is_new);
+        self.first = self.first.filter(is_new).or_else(|| (!self.others.is_empty()).then(|| self.others.remove(0)));
+        self
+    }
+
+    pub(crate) fn is_any(&self) -> bool {
+        self.first.is_some()
+    }
+
     fn iter(&self) -> impl Iterator<Item = Named> {
         self.first.into_iter().chain(self.others.iter().copied())
     }

@@ -27,6 +27,7 @@ pub(super) fn until<T>(deadline: Deadline, ask: impl FnOnce() -> T) -> T {
 
 /// The deadline of the question that a pool is asking on this thread. It is for whichever connection the manager makes of it, and so
 /// for no socket.
+#[cfg_attr(not(any(feature = "redis", feature = "postgres")), allow(dead_code, reason = "for managers of this crate"))]
 pub(crate) fn deadline() -> Option<Deadline> {
     let (asks, deadline) = ASKED.try_with(Cell::get).ok()??;
     (asks == generation()).then(|| deadline.on(None))

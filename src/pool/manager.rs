@@ -81,7 +81,8 @@ pub trait ManageConnection: Send + Sync + 'static {
         None
     }
 
-    /// All descriptors behind a connection. The pool asks whenever an attempt to connect has published nothing itself.
+    /// All descriptors behind a connection. The pool asks whenever this manager has published none through its attempt to connect;
+    /// what managers inside of it have published need not be named.
     /// Default: the [`socket`](Self::socket), or [unknown](Descriptors::unknown) with the limits stated there.
     fn descriptors(&self, conn: &Self::Connection) -> Descriptors {
         self.socket(conn).map_or_else(Descriptors::unknown, |socket| Descriptors::of(&socket))

@@ -9,6 +9,7 @@ mod checkout;
 mod clock;
 mod connect;
 mod connection;
+mod dial;
 mod error;
 mod expiry;
 mod guard;
@@ -26,10 +27,11 @@ mod validate;
 
 #[cfg(any(feature = "redis", feature = "postgres"))]
 pub(crate) use asked::deadline as asked_until;
-pub use attempt::{Attempt, Dial, DialError, Target};
+pub use attempt::Attempt;
 pub use builder::Builder;
 #[cfg(feature = "testing")]
 pub(crate) use clock::advance;
+pub use dial::{Dial, DialError, Target};
 pub use error::Error;
 pub use guard::PooledConnection;
 pub use manager::{Fault, ManageConnection, Reset, Unread};

@@ -334,6 +334,53 @@ fn a_connection_of_two_postgres_clients_is_protected_whatever_the_second_gives_u
     });
 }
 
+/// One client is of a manager inside, which publishes it, the other is named by the manager itself.
+struct AndAnother(redis::Client, WitnessManager);
+
+impl ManageConnection for AndAnother {
+    type Connection = (redis::Connection, WitnessClient);
+    type Error = redis::RedisError;
+
+    fn connect(&self) -> redis::RedisResult<Self::Connection> {
+        Ok((ManageConnection::connect(&self.0)?, self.1.connect()?))
+    }
+    fn is_valid(&self, conn: &mut Self::Connection) -> redis::RedisResult<()> {
+        Ok(self.1.is_valid(&mut conn.1)?)
+    }
+    fn has_broken(&self, _: &mut Self::Connection) -> bool {
+        false
+    }
+    fn descriptors(&self, conn: &Self::Connection) -> Descriptors {
+        if KNOWS.load(SeqCst) {
+            Descriptors::of(conn.1.stream())
+        } else {
+            self.0.descriptors(&conn.0).and(conn.1.stream())
+        }
+    }
+}
+
+/// What a manager inside has published does not keep the rest from being asked for, whether it is named once more or not.
+#[test]
+fn a_client_beside_one_of_ours_is_protected_if_it_is_named() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let witness = Witness::start();
+        for knows in [true, false] {
+            KNOWS.store(knows, SeqCst);
+            let pool = kit::tested().max_size(1).build(AndAnother(redis.manager(), witness.manager())).unwrap();
+            let mut conn = pool.get().unwrap();
+            let stays = kit::Door::new();
+            let child = testing::child(|| stays.pass());
+            assert_nothing_shared(&[std::process::id(), child.pid()]);
+            stays.open();
+            child.join();
+            conn.1.ask("here").unwrap();
+            PrivateRedis::ask(&mut conn.0);
+        }
+        assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
 /// What a part has published is protected before it joins, and lives on with the whole; a part that is given up is shut down,
 /// and nothing else is.
 #[test]

@@ -790,21 +790,22 @@ fn inside_an_async_runtime_there_is_an_error_and_not_a_panic() {
     clean_process(|| {
         let server = PrivatePostgres::start_with(&[]);
         let (pool, used) = (server.pool(), server.pool());
-        let session = PrivatePostgres::session(&used);
+        drop(used.get().unwrap());
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
             let error = pool.get().unwrap_err();
             assert!(matches!(why(&error), pg::Error::InsideRuntime), "{error}");
             assert!(format!("{error:#}").contains("spawn_blocking"), "{error:#}");
-            // An idle one cannot be tested here, which is no fault of its own.
-            let error = used.get().unwrap_err();
+            // An idle one cannot be tested here, and stays.
+            let error = used.get_timeout(Duration::from_secs(2)).unwrap_err();
             assert!(matches!(why(&error), pg::Error::InsideRuntime), "{error}");
+            assert_eq!(used.state().idle_connections, 1);
+            // To close it takes waiting, too.
+            used.close();
             let theirs = pool.clone();
             tokio::task::spawn_blocking(move || answers(&mut theirs.get().unwrap()).unwrap()).await.unwrap();
             pool.close();
         });
-        assert_eq!(PrivatePostgres::session(&used), session);
-        used.close();
         server.wait_until("both are closed", |open| open.is_empty());
     });
 }
