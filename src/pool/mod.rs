@@ -106,7 +106,7 @@ impl<M: ManageConnection> Pool<M> {
     }
 
     /// Lends a connection: an idle one, or a new one if there is room, or the next that comes back. That goes to whoever is
-    /// quicker, but who has waited for longer than a bound (1 to 20 ms, by the length of the queue) is handed the next one, first
+    /// quicker, but who has waited for longer than a bound (up to 10 ms, by the length of the queue) is handed the next one, first
     /// come, first served. Waits for [`connection_timeout`](Builder::connection_timeout) at most, as far as the manager heeds the
     /// deadline.
     ///
