@@ -152,8 +152,10 @@ fn what_min_idle_keeps_is_lent() {
             .unwrap();
         for maintains in [true, false] {
             advance_clock(MINUTE * 2);
+            let tested = pool.manager().tested.load(SeqCst);
             if maintains {
                 pool.maintain();
+                assert_eq!(pool.manager().tested.load(SeqCst), tested + 3);
             }
             let tested = pool.manager().tested.load(SeqCst);
             fill(&pool, 3);

@@ -203,29 +203,54 @@ fn a_name_that_nobody_lists_is_known_and_ages() {
     });
 }
 
+/// Is told no, or cannot reach anybody; and says where it was.
+struct Nowhere {
+    outcome: fn(io::Error) -> Dial<io::Error>,
+    tried: Mutex<Vec<String>>,
+}
+
+impl ManageConnection for Nowhere {
+    type Connection = ();
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<()> {
+        unreachable!("connect_within is what is called")
+    }
+    fn connect_within(&self, at: &mut Attempt) -> io::Result<()> {
+        let opened = at.dial(&self.hosts(), |target| {
+            self.tried.lock().unwrap().push(target.address.ip().to_string());
+            Err((self.outcome)(io::Error::other("no")))
+        });
+        opened.map_err(|error: DialError<io::Error>| io::Error::other(error.to_string()))
+    }
+    fn is_valid(&self, _: &mut ()) -> io::Result<()> {
+        Ok(())
+    }
+    fn has_broken(&self, _: &mut ()) -> bool {
+        false
+    }
+    fn hosts(&self) -> Vec<(String, u16)> {
+        vec![(NAME.to_owned(), 1)]
+    }
+}
+
 /// A connect that fails for another reason (a wrong password) is no reason to look the name up.
 #[test]
 fn only_an_address_that_cannot_be_reached_is_doubted() {
     clean_process(|| {
-        let hosts = Hosts::new("127.0.0.2");
-        let port = server("127.0.0.2:0", b'A').port();
-        let pool = pool_of(port);
-        assert_eq!(letter(&pool), 'A');
-        hosts.point_at("127.0.0.9");
-        let attempts = |outcome: fn() -> Dial<io::Error>| {
-            let at = Attempt::new(Deadline::after(Duration::from_secs(5)));
-            let mut tried = Vec::new();
-            let failed = at.dial(&[(NAME.to_owned(), port)], |target| {
-                tried.push(target.address.ip().to_string());
-                Err::<(), _>(outcome())
-            });
-            assert!(failed.is_err());
-            tried
-        };
-        let wrong_password = || Dial::Failed(io::Error::other("wrong password"));
-        assert_eq!(attempts(wrong_password), ["127.0.0.9"], "an attempt without a pool looks the name up once");
-        hosts.point_at("127.0.0.2");
-        assert_eq!(testing::child(|| letter(&pool)).join(), 'A');
+        let known = "127.0.0.2";
+        let outcomes: [(fn(io::Error) -> Dial<io::Error>, &[&str]); 2] =
+            [(Dial::Failed, &[known, known]), (Dial::Unreachable, &[known, "127.0.0.9"])];
+        let hosts = Hosts::new(known);
+        for (outcome, expected) in outcomes {
+            hosts.point_at(known);
+            let pool = Pool::new(Nowhere { outcome, tried: Mutex::default() }).unwrap();
+            hosts.point_at("127.0.0.9");
+            while pool.manager().tried.lock().unwrap().len() < 2 {
+                assert!(pool.get().is_err_and(|error| error.is_connect()));
+            }
+            assert_eq!(*pool.manager().tried.lock().unwrap(), expected);
+        }
     });
 }
 
