@@ -77,8 +77,10 @@ use wire::Replies;
 ///
 /// # What a holder leaves
 ///
-/// Timeouts that it set are put back at each return, and in the test: to [none](Self::read_timeout). With the test, in the
-/// same packet, `UNWATCH` and `SELECT` go out; an open `MULTI` is discarded if there is one; a connection that was left
+/// Timeouts that it set are put back at each return, and in the test: to [none](Self::read_timeout). The rest is undone with the
+/// test, and so not on a connection that is lent again within [`test_after`](crate::Builder::test_after) (500 ms) of the last
+/// one: where holders leave such things behind, set that to zero, or undo them [on return](Self::on_return). With the test, in
+/// the same packet, `UNWATCH` and `SELECT` go out; an open `MULTI` is discarded if there is one; a connection that was left
 /// subscribed, or with its replies switched off, fails the test and is replaced. (With RESP3 the server tells of subscriptions
 /// only who may `UNSUBSCRIBE`: an account that may not finds its predecessor's.) A user (`AUTH`), a name, tracking and a
 /// push sender stay: a manager of your own that wraps this one may have set them up. See
@@ -152,7 +154,8 @@ impl RedisManager {
     }
 
     /// What is undone with the test, at no further round trip, before a connection is lent again. Where connections are
-    /// [not tested](crate::Builder::test_on_check_out) it is nothing. Default: [`Clean::Leftovers`].
+    /// [not tested](crate::Builder::test_on_check_out) it is nothing, and so it is within
+    /// [`test_after`](crate::Builder::test_after) of the last test. Default: [`Clean::Leftovers`].
     #[must_use]
     pub fn on_check_out(mut self, clean: Clean) -> Self {
         self.options.on_check_out = clean;

@@ -92,6 +92,25 @@ fn what_nobody_wants_to_find_is_undone_with_the_test() {
     });
 }
 
+/// A limit, and its two cures. A connection that was tested a moment ago is lent as it is.
+#[test]
+fn what_a_holder_leaves_is_found_by_the_next_one_within_test_after() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let (_, leave, is_there) = LEFTOVERS[2];
+        for (rest, on_return, is_found) in [
+            (testing::patience() * 10, Clean::Nothing, true),
+            (testing::patience() * 10, Clean::Leftovers, false),
+            (Duration::ZERO, Clean::Nothing, false),
+        ] {
+            let builder = Pool::builder().max_size(1).test_after(rest);
+            let pool = builder.build(manager(&redis).on_return(on_return)).unwrap();
+            leave(&mut pool.get().unwrap());
+            assert_eq!(is_there(&mut pool.get().unwrap()), is_found, "{rest:?}, {on_return:?}");
+        }
+    });
+}
+
 /// The refusal of the test is an answer like any other, but in a transaction it is not the only one.
 #[test]
 fn who_may_neither_ping_nor_echo_finds_no_transaction_either() {
