@@ -108,8 +108,9 @@
 //! # Several clients in one connection
 //!
 //! A master and a replica, or a Redis and a PostgreSQL client. Managers of ours publish their own, and what one of them gives up
-//! is nobody else's; name the others in `descriptors`. A manager that tries several hosts by itself does so in a
-//! [part](crate::Attempt::part) of the attempt:
+//! is nobody else's. Publish the others: with [`Attempt::own`](crate::Attempt::own) in a `connect_within`, which is not asked for
+//! `descriptors` once a manager has published anything in it, or by `descriptors` beside a plain `connect`. A manager that tries
+//! several hosts by itself does so in a [part](crate::Attempt::part) of the attempt:
 //!
 #![cfg_attr(all(feature = "redis", feature = "postgres"), doc = "```")]
 #![cfg_attr(not(all(feature = "redis", feature = "postgres")), doc = "```ignore")]

@@ -225,7 +225,7 @@ impl Attempt {
     }
 
     /// In a child that was forked in the middle of a connect. The lock may be held by a thread of the parent's.
-    fn is_inherited(&self) -> bool {
+    pub(super) fn is_inherited(&self) -> bool {
         self.made_in != generation()
     }
 

@@ -113,6 +113,12 @@ impl Attempt {
     fn open<T, E>(&self, target: Target, open: &mut impl FnMut(Target) -> Result<T, Dial<E>>) -> Result<T, Dial<E>> {
         let (begun, had) = (Instant::now(), target.deadline.remaining());
         let opened = open(target);
+        if self.is_inherited() {
+            // It forked, and this is the child: it learns nothing of the address, and starts over elsewhere.
+            return opened.map_err(|error| match error {
+                Dial::Unreachable(error) | Dial::Failed(error) => Dial::Failed(error),
+            });
+        }
         match opened {
             Ok(_) => self.addresses.note(target.address, true),
             // It says nothing about an address that somebody had no time for it.

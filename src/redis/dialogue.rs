@@ -147,7 +147,9 @@ fn listen(replies: &Replies, wanted: usize, is_last: impl Fn(&[u8]) -> Last) -> 
     match is_last(last) {
         _ if !replies.rest.is_empty() => (Heard::Part, wanted),
         Last::Surely => (Heard::Whole, wanted.min(count)),
-        Last::Here if count >= wanted => (Heard::Whole, wanted),
+        Last::Here if count == wanted => (Heard::Whole, wanted),
+        // Whose are they all?
+        Last::Here if count > wanted => (Heard::Nonsense, wanted),
         _ if count >= wanted => (Heard::TooEarly, wanted),
         _ => (Heard::Part, wanted),
     }

@@ -121,7 +121,12 @@ impl Opening<'_> {
                 break;
             }
             let cmds: Vec<&Cmd> = asked.iter().map(|question| &question.cmd).collect();
-            let answer = dialogue.ask(&mut opened.conn, &cmds, |_| Last::Here).map_err(graded)?;
+            // A new connection has nobody else's replies. One that is missing is not waited for if the last is there.
+            let is_last = |reply: &[u8]| match proof.as_ref().map(|proof| proof.is_last(reply)) {
+                Some(Last::Surely) => Last::Surely,
+                _ => Last::Here,
+            };
+            let answer = dialogue.ask(&mut opened.conn, &cmds, is_last).map_err(graded)?;
             if let Some(error) = hung_up(&answer, &asked)? {
                 return Ok(Said::HungUp(error));
             }

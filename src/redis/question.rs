@@ -14,15 +14,21 @@ pub(super) struct Question {
     pub(super) optional: Option<Optional>,
     /// Its reply matters to nobody.
     pub(super) is_casual: bool,
+    /// The user's own test. An error is an answer to it.
+    pub(super) is_test: bool,
 }
 
 impl Question {
     pub(super) fn required(cmd: Cmd) -> Self {
-        Self { cmd, optional: None, is_casual: false }
+        Self { cmd, optional: None, is_casual: false, is_test: false }
     }
 
     pub(super) fn optional(cmd: Cmd, optional: Optional) -> Self {
         Self { optional: Some(optional), ..Self::required(cmd) }
+    }
+
+    pub(super) fn test(cmd: Cmd) -> Self {
+        Self { is_test: true, ..Self::required(cmd) }
     }
 
     fn casual(cmd: Cmd) -> Self {
@@ -41,12 +47,8 @@ impl Question {
                 knowledge.refuses(optional);
                 Ok(())
             }
-            Some(Optional::Select) if !self.is_for_database_0() => Err(shown(error)),
-            // In words of its own; there is no other database then.
-            Some(Optional::Select) => {
-                knowledge.refuses(Optional::Select);
-                Ok(())
-            }
+            // In words of its own. Without `SELECT` there is no database but 0; nothing is learned from words that nobody knows.
+            Some(Optional::Select) if self.asks_for_another_database() || error.code() == "NOAUTH" => Err(shown(error)),
             Some(_) => Ok(()),
             None if self.says("HELLO") && error.details().is_some_and(|said| said.contains("unknown command")) => {
                 Err((ErrorKind::RESP3NotSupported, "this server does not know HELLO, and so no RESP3").into())
@@ -55,8 +57,9 @@ impl Question {
         }
     }
 
-    fn is_for_database_0(&self) -> bool {
-        matches!(self.cmd.args_iter().nth(1), Some(::redis::Arg::Simple(b"0")))
+    /// Than 0, which a new session has.
+    pub(super) fn asks_for_another_database(&self) -> bool {
+        self.says("SELECT") && !matches!(self.cmd.args_iter().nth(1), Some(::redis::Arg::Simple(b"0")))
     }
 
     fn says(&self, word: &str) -> bool {
@@ -107,14 +110,16 @@ pub(super) fn set_info(info: &ConnectionInfo) -> Vec<Question> {
 pub(super) fn leftovers(info: &ConnectionInfo, knowledge: Knowledge) -> Vec<Question> {
     let mut questions =
         vec![Question::optional(cmd("UNWATCH"), Optional::Unwatch), Question::optional(select(info), Optional::Select)];
-    if is_resp3(info) {
-        // The reply to one that there is not has the number of those that there are.
-        let mut unsubscribe = cmd("UNSUBSCRIBE");
-        unsubscribe.arg(unused_text());
-        questions.push(Question::optional(unsubscribe, Optional::Unsubscribe));
-    }
+    questions.extend(subscriptions(info));
     questions.retain(|question| question.optional.is_none_or(|optional| knowledge.accepts(optional)));
     questions
+}
+
+/// Asks for the number of subscriptions, where it does not show by itself: it is in the reply to the end of one that there is not.
+fn subscriptions(info: &ConnectionInfo) -> Option<Question> {
+    let mut unsubscribe = cmd("UNSUBSCRIBE");
+    unsubscribe.arg(unused_text());
+    is_resp3(info).then(|| Question::optional(unsubscribe, Optional::Unsubscribe))
 }
 
 /// What makes a session as new.
@@ -128,6 +133,7 @@ pub(super) fn everything(info: &ConnectionInfo, knowledge: Knowledge) -> Vec<Que
     };
     questions.extend(who(info));
     questions.push(Question::optional(select(info), Optional::Select));
+    questions.extend(subscriptions(info));
     questions.retain(|question| question.optional.is_none_or(|optional| knowledge.accepts(optional)));
     questions
 }
@@ -237,6 +243,16 @@ impl Proof {
 
 pub(super) fn subscribed() -> RedisError {
     (ErrorKind::Client, "a holder of the connection has left it subscribed to channels").into()
+}
+
+/// What only a connection is told that is subscribed (RESP2).
+pub(super) fn is_subscribers(error: &ServerError) -> bool {
+    error.details().is_some_and(|said| said.contains("only (P|S)SUBSCRIBE"))
+}
+
+/// The connection is alive and in step, but not what the url asks for, and cannot be made so: no answer like any other.
+pub(super) fn not_the_urls(why: RedisError) -> RedisError {
+    (ErrorKind::Client, "the session cannot be made what the url asks for", why.to_string()).into()
 }
 
 /// What a server says whose trouble will pass: to anybody, whatever is asked.

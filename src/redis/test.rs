@@ -3,8 +3,8 @@
 use super::Driver;
 use super::dialogue::{Dialogue, Last, subscriptions};
 use super::knowledge::{Knowledge, Level};
-use super::question::{self, Proof, Question, is_trouble, subscribed};
-use super::safe::{is_interrupted, out_of_step};
+use super::question::{self, Proof, Question, is_subscribers, is_trouble, not_the_urls, subscribed};
+use super::safe::{is_interrupted, out_of_step, shown};
 use crate::Deadline;
 use crate::fork::socket;
 use ::redis::{Cmd, Connection, ErrorKind, RedisResult, Value, cmd};
@@ -122,7 +122,7 @@ impl Driver<'_> {
             let proof = self.options.test.proof(knowledge.level(), knowledge);
             let mut questions = self.questions(clean, knowledge);
             if let Kind::Command(command) = &self.options.test.0 {
-                questions.push(Question::required(command.clone()));
+                questions.push(Question::test(command.clone()));
             }
             let verdict = match self.ask(conn, dialogue, &questions, proof.as_ref()) {
                 // The driver skips the reply that it could not wait for.
@@ -189,12 +189,18 @@ impl Driver<'_> {
         if answer.replies.len() < all.len() {
             return Ok(Verdict::InStep); // The holder had the server skip a reply.
         }
+        let was_reset =
+            answer.replies.iter().flatten().any(|reply| matches!(reply, Value::SimpleString(said) if said == "RESET"));
         let others = all.len() - usize::from(proof.is_some());
         for (question, reply) in all.iter().zip(&answer.replies).take(others) {
-            match reply {
-                Some(Value::ServerError(error)) if is_trouble(error) => {}
-                Some(Value::ServerError(error)) => question.judge(error, self.knowledge())?,
-                _ => {}
+            let Some(Value::ServerError(error)) = reply else { continue };
+            match error {
+                _ if is_subscribers(error) => return Err(subscribed()),
+                // What was made as new has to be made the url's, too.
+                _ if is_trouble(error) && !(was_reset && question.asks_for_another_database()) => {}
+                _ if question.is_test => question.judge(error, self.knowledge())?,
+                _ if is_trouble(error) => return Err(not_the_urls(shown(error))),
+                _ => question.judge(error, self.knowledge()).map_err(not_the_urls)?,
             }
         }
         Ok(Verdict::InStep)

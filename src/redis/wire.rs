@@ -32,7 +32,7 @@ impl<'a> Replies<'a> {
 }
 
 /// What texts of our own begin with.
-pub(super) const OURS: &str = "forksafe ";
+pub(super) const OURS: &str = "forksafe's own ";
 
 /// Whether a message is the reply to an `UNSUBSCRIBE` of ours.
 fn is_of_ours(message: &[u8]) -> bool {
@@ -122,7 +122,7 @@ mod tests {
         }
         let pushed = Replies::of(b">2\r\n+invalidate\r\n*1\r\n$1\r\na\r\n+OK\r\n");
         assert_eq!((pushed.pushed.len(), pushed.whole), (1, vec![&b"+OK\r\n"[..]]));
-        for (channel, is_ours) in [("forksafe 1.2", true), ("news", false)] {
+        for (channel, is_ours) in [("forksafe's own 1.2", true), ("news", false)] {
             let reply = format!(">3\r\n$11\r\nunsubscribe\r\n${}\r\n{channel}\r\n:0\r\n", channel.len());
             assert_eq!(Replies::of(reply.as_bytes()).whole.len(), usize::from(is_ours));
         }

@@ -203,9 +203,11 @@ fn a_name_that_nobody_lists_is_known_and_ages() {
     });
 }
 
+type Outcome = fn(io::Error) -> Dial<io::Error>;
+
 /// Is told no, or cannot reach anybody; and says where it was.
 struct Nowhere {
-    outcome: fn(io::Error) -> Dial<io::Error>,
+    outcome: Outcome,
     tried: Mutex<Vec<String>>,
 }
 
@@ -239,7 +241,7 @@ impl ManageConnection for Nowhere {
 fn only_an_address_that_cannot_be_reached_is_doubted() {
     clean_process(|| {
         let known = "127.0.0.2";
-        let outcomes: [(fn(io::Error) -> Dial<io::Error>, &[&str]); 2] =
+        let outcomes: [(Outcome, &[&str]); 2] =
             [(Dial::Failed, &[known, known]), (Dial::Unreachable, &[known, "127.0.0.9"])];
         let hosts = Hosts::new(known);
         for (outcome, expected) in outcomes {
@@ -251,6 +253,33 @@ fn only_an_address_that_cannot_be_reached_is_doubted() {
             }
             assert_eq!(*pool.manager().tried.lock().unwrap(), expected);
         }
+    });
+}
+
+/// Such a child has lost its socket, which says nothing of the address. It starts over with its own `get`.
+#[test]
+fn a_child_that_is_forked_while_somebody_dials_dials_no_further() {
+    clean_process(|| {
+        let at = Attempt::new(Deadline::after(patience()));
+        let hosts = ["127.0.0.2", "127.0.0.3"].map(|host| (host.to_owned(), 1));
+        let (mut tried, mut child) = (0, 0);
+        let dialled = at.dial(&hosts, |_| {
+            tried += 1;
+            if tried == 1 {
+                // SAFETY: there is no other thread but the harness's, and the child only counts.
+                child = unsafe { libc::fork() };
+            }
+            Err::<(), _>(Dial::Unreachable(io::Error::other("nobody")))
+        });
+        assert!(dialled.is_err());
+        if child == 0 {
+            // SAFETY: ends the child, with what it counted.
+            unsafe { libc::_exit(tried) };
+        }
+        let mut status = 0;
+        // SAFETY: the child is ours, and `status` takes how it ended.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!((tried, libc::WEXITSTATUS(status)), (2, 1));
     });
 }
 

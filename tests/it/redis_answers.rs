@@ -10,7 +10,7 @@ use redis::cmd;
 use std::error::Error as _;
 use std::io::{Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -169,6 +169,33 @@ fn a_busy_redis_is_not_stormed() {
         cmd("SCRIPT").arg("KILL").exec(&mut admin).unwrap();
         assert!(script.join().unwrap().is_err());
         assert_eq!(PrivateRedis::session(&pool), session);
+    });
+}
+
+/// A server in trouble answers everything alike, so it does not show which answer is the test's.
+#[test]
+fn one_answer_too_many_is_noticed_in_trouble_too() {
+    clean_process(|| {
+        let busy = Arc::new(AtomicBool::new(false));
+        let is_busy = Arc::clone(&busy);
+        let fake = Fake::start(move |connection, _, words| match words[0].as_str() {
+            "GET" => says("$1\r\na\r\n"),
+            // All three at once, as a server that is asked at once does.
+            "UNWATCH" | "SELECT" if connection == 0 && is_busy.load(SeqCst) => says(""),
+            "PING" if connection == 0 && is_busy.load(SeqCst) => {
+                says("-BUSY Redis is busy running a script.\r\n".repeat(3))
+            }
+            _ => Says::Usual,
+        });
+        let pool = kit::tested().max_size(1).build(fake.client()).unwrap();
+        let mut conn = pool.get().unwrap();
+        conn.send_packed_command(&cmd("GET").arg("key").get_packed_command()).unwrap();
+        busy.store(true, SeqCst);
+        drop(conn);
+        let mut conn = pool.get().unwrap();
+        busy.store(false, SeqCst);
+        assert_eq!(cmd("GET").arg("key").query::<String>(&mut conn).unwrap(), "a");
+        assert_eq!(fake.accepted(), 2);
     });
 }
 

@@ -92,6 +92,75 @@ fn what_nobody_wants_to_find_is_undone_with_the_test() {
     });
 }
 
+/// Its connection is the default user's after `RESET`, which may be allowed more.
+#[test]
+fn who_cannot_be_made_the_urls_user_is_not_lent() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let mut admin = redis.manager().get_connection().unwrap();
+        for path in ["", "?protocol=resp3"] {
+            run(&mut admin, &["ACL", "SETUSER", "app", "reset", "on", ">old", "~*", "&*", "+@all"]);
+            let url = format!("redis://app:old@{}/{path}", redis.address());
+            let pool = pool_of_one(RedisManager::open(url).unwrap().on_check_out(Clean::Everything));
+            drop(pool.get().unwrap());
+            run(&mut admin, &["ACL", "SETUSER", "app", "<old", ">new"]);
+            let error = pool.get().unwrap_err();
+            assert!(error.is_connect() && format!("{error:#}").contains("username-password"), "{path}: {error:#}");
+        }
+    });
+}
+
+/// `RESET` is allowed while a script runs, and `SELECT` is not.
+#[test]
+fn a_session_that_a_busy_server_made_as_new_is_not_lent_with_another_database() {
+    clean_process(|| {
+        let redis = PrivateRedis::start_with(&["--busy-reply-threshold", "1"]);
+        let url = format!("redis://{}/3", redis.address());
+        let pool = pool_of_one(RedisManager::open(url).unwrap().on_check_out(Clean::Everything));
+        drop(pool.get().unwrap());
+        let (mut runs, mut admin) =
+            (redis.manager().get_connection().unwrap(), redis.manager().get_connection().unwrap());
+        let script = std::thread::spawn(move || cmd("EVAL").arg("while true do end").arg(0).exec(&mut runs));
+        testing::wait_until("it is busy", || cmd("PING").exec(&mut admin).is_err());
+        let meanwhile = pool.get();
+        cmd("SCRIPT").arg("KILL").exec(&mut admin).unwrap();
+        assert!(script.join().unwrap().is_err());
+        testing::wait_until("it is well", || cmd("PING").exec(&mut admin).is_ok());
+        for mut conn in meanwhile.into_iter().chain(pool.try_get()) {
+            let info: String = cmd("CLIENT").arg("INFO").query(&mut conn).unwrap();
+            assert!(info.contains(" db=3 "), "{info}");
+        }
+    });
+}
+
+/// What is refused to one is not refused to all.
+#[test]
+fn who_says_no_password_teaches_nothing_to_who_does() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let mut admin = redis.manager().get_connection().unwrap();
+        run(&mut admin, &["CONFIG", "SET", "requirepass", "pw"]);
+        assert!(pool_of_one(manager(&redis)).get().unwrap_err().is_connect());
+        let pool = pool_of_one(RedisManager::open(format!("redis://:pw@{}/3", redis.address())).unwrap());
+        drop(run(&mut pool.get().unwrap(), &["SELECT", "5"]));
+        let info: String = cmd("CLIENT").arg("INFO").query(&mut pool.get().unwrap()).unwrap();
+        assert!(info.contains(" db=3 "), "{info}");
+    });
+}
+
+#[test]
+fn a_test_of_ones_own_does_not_pass_a_subscription_on() {
+    clean_process(|| {
+        let redis = PrivateRedis::start();
+        let pool = pool_of_one(manager(&redis).test(Test::command(cmd("TIME"))));
+        let mut conn = pool.get().unwrap();
+        conn.send_packed_command(&cmd("SUBSCRIBE").arg("news").get_packed_command()).unwrap();
+        conn.recv_response().unwrap();
+        drop(conn);
+        assert_eq!(run(&mut pool.get().unwrap(), &["GET", "key"]), Value::Nil);
+    });
+}
+
 /// A limit, and its two cures. A connection that was tested a moment ago is lent as it is.
 #[test]
 fn what_a_holder_leaves_is_found_by_the_next_one_within_test_after() {
