@@ -79,6 +79,7 @@ pub mod wrap;
 
 pub use deadline::Deadline;
 pub use pool::{
-    Attempt, Builder, Dial, DialError, Error, Fault, ManageConnection, Pool, PooledConnection, Reset, State, Target,
-    Unread, WeakPool,
+    Attempt, Builder, Closed, ClosedCounts, CustomizeConnection, Dial, DialError, Error, ErrorKind, Extensions, Fault,
+    HandleError, LoggingErrorHandler, ManageConnection, NopConnectionCustomizer, NopErrorHandler, Pool,
+    PooledConnection, Reset, State, Statistics, Target, Unread, WeakPool, event,
 };

@@ -265,6 +265,11 @@ impl<T> Guarded<T> {
         self.origin.generation
     }
 
+    /// How it is ended from here on.
+    pub(crate) fn set_goodbye(&mut self, goodbye: Arc<dyn Goodbye<T>>) {
+        self.goodbye = Some(goodbye);
+    }
+
     /// Somebody waits for the end of it.
     pub(crate) fn goodbye_by(&mut self, by: Deadline) {
         self.by = Some(by);

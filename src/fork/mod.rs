@@ -54,3 +54,8 @@ pub use per_process::PerProcess;
 pub(crate) use registration::make_dead;
 pub use registration::{Descriptors, Registration};
 pub(crate) use sys::wall_second;
+
+/// At once, and without a lock: that of standard error may have been held at the fork.
+pub(crate) fn write_stderr(text: &str) {
+    sys::write_stderr(text.as_bytes());
+}

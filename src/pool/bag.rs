@@ -32,6 +32,8 @@ pub(super) enum Taken<T> {
 pub(super) enum Refusal {
     Closed,
     Timeout,
+    /// So many wait already.
+    Full,
 }
 
 /// What a thread asks for.
@@ -45,6 +47,8 @@ pub(super) struct Wish {
     pub(super) deadline: Deadline,
     /// Until when it has the time to make a connection.
     pub(super) connect_by: Deadline,
+    /// It does not wait if so many do already.
+    pub(super) max_waiting: usize,
 }
 
 /// How often one looks again before going to sleep: the holders may be about to return what they have.
@@ -64,6 +68,12 @@ pub(super) struct Bag<T> {
     lag: Typical,
 }
 
+/// What was asked for, and how long it was waited for in line.
+pub(super) struct Acquired<T> {
+    pub(super) taken: Taken<T>,
+    pub(super) waited: Option<Duration>,
+}
+
 enum Joined<T> {
     Served(Taken<T>),
     InLine(Arc<Waiter<T>>),
@@ -81,10 +91,10 @@ impl<T> Bag<T> {
     }
 
     /// A connection or the right to make one, waiting for it until the deadline.
-    pub(super) fn acquire(&self, wish: Wish) -> Result<Taken<T>, Refusal> {
+    pub(super) fn acquire(&self, wish: Wish) -> Result<Acquired<T>, Refusal> {
         for look in 0..=LOOKS {
             if let Some(taken) = self.take(wish) {
-                return Ok(taken);
+                return Ok(Acquired { taken, waited: None });
             }
             if wish.deadline.is_over() {
                 break;
@@ -94,17 +104,23 @@ impl<T> Bag<T> {
             }
         }
         let waiter = match self.join(wish)? {
-            Joined::Served(taken) => return Ok(taken),
+            Joined::Served(taken) => return Ok(Acquired { taken, waited: None }),
             Joined::InLine(waiter) => waiter,
         };
+        let begun = Instant::now();
+        self.wait(&waiter, wish).map(|taken| Acquired { taken, waited: Some(begun.elapsed()) })
+    }
+
+    /// In line, until the deadline.
+    fn wait(&self, waiter: &Arc<Waiter<T>>, wish: Wish) -> Result<Taken<T>, Refusal> {
         loop {
             match waiter.wait(|| wish.deadline.sooner(self.gate_opens()), &self.lag) {
                 Told::Given(taken) => return Ok(taken),
                 Told::Refused(why) => return Err(why),
-                Told::Nothing if wish.deadline.is_over() => return self.leave(&waiter),
+                Told::Nothing if wish.deadline.is_over() => return self.leave(waiter),
                 // Told to look, or the gate has opened.
                 Told::Look | Told::Nothing => {
-                    if let Some(taken) = self.look(&waiter, wish) {
+                    if let Some(taken) = self.look(waiter, wish) {
                         return Ok(taken);
                     }
                 }
@@ -145,6 +161,9 @@ impl<T> Bag<T> {
         let may_be = queue.line.is_empty() || (!queue.has_scout() && self.slots.have_vacant());
         if may_be && let Some(taken) = self.take_or_want(wish) {
             return Ok(Joined::Served(taken));
+        }
+        if queue.line.len() >= wish.max_waiting {
+            return Err(Refusal::Full);
         }
         Ok(Joined::InLine(queue.join(wish)))
     }
@@ -243,6 +262,11 @@ impl<T> Bag<T> {
             return Some(connection);
         }
         let slot = self.slots.slot(number);
+        if queue.owed > 0 {
+            queue.owed -= 1;
+            slot.put_leaving();
+            return Some(connection);
+        }
         let now = Instant::now();
         let bound = queue.bound(self.slots.size(), self.lag.time());
         match queue.line.front().map(Arc::clone) {
@@ -273,6 +297,11 @@ impl<T> Bag<T> {
         if queue.closed {
             slot.put_gone();
             self.emptied.notify_all();
+            return;
+        }
+        if slot.is_leaving() || queue.owed > 0 {
+            queue.owed -= usize::from(!slot.is_leaving());
+            self.slots.shut(number);
             return;
         }
         // To connect takes long: there is nothing to be won by leaving it to who comes by.
@@ -395,6 +424,72 @@ impl<T> Bag<T> {
             queue = deadline.wait(&self.emptied, queue);
         }
         true
+    }
+
+    /// Makes it as many slots as `size` says, once those that are lent too much have come back. Idle connections that there is
+    /// no room for are the caller's to close, and their slots to give up.
+    pub(super) fn resize(&self, size: impl FnOnce() -> usize) -> Vec<(usize, Box<T>)> {
+        let mut queue = self.lock();
+        let mut closed = Vec::new();
+        if queue.closed {
+            return closed;
+        }
+        let wanted = size();
+        let (mut missing, mut surplus) = (0, 0);
+        let leaving = self.slots.iter().filter(|(_, slot)| slot.is_leaving()).count();
+        let now = self.slots.size() - leaving - queue.owed;
+        if wanted > now {
+            missing = wanted - now;
+            let forgiven = missing.min(queue.owed);
+            queue.owed -= forgiven;
+            missing -= forgiven;
+        } else {
+            surplus = now - wanted;
+        }
+        for (number, slot) in self.slots.iter() {
+            if missing > 0 && self.slots.reopen(number) {
+                missing -= 1;
+            } else if surplus > 0 && slot.take_vacant() {
+                self.slots.count_taken(number);
+                self.slots.shut(number);
+                surplus -= 1;
+            }
+        }
+        if missing > 0 {
+            self.slots.grow(missing);
+        }
+        for (number, slot) in self.slots.iter() {
+            if surplus > 0
+                && let Some(connection) = slot.take_idle()
+            {
+                slot.put_leaving();
+                closed.push((number, connection));
+                surplus -= 1;
+            }
+        }
+        queue.owed += surplus;
+        if queue.owed > 0 {
+            // Each return comes for the lock, and the first of them stay away. (An idle one that comes back meanwhile is taken again.)
+            for (number, slot) in self.slots.iter() {
+                while !slot.want() {
+                    if queue.owed > 0
+                        && let Some(connection) = slot.take_idle()
+                    {
+                        slot.put_leaving();
+                        closed.push((number, connection));
+                        queue.owed -= 1;
+                    } else if queue.owed > 0 && slot.take_vacant() {
+                        self.slots.count_taken(number);
+                        self.slots.shut(number);
+                        queue.owed -= 1;
+                    } else if queue.owed == 0 {
+                        break;
+                    }
+                }
+            }
+        }
+        self.settle(&mut queue);
+        closed
     }
 
     pub(super) fn waiting(&self) -> usize {

@@ -1,9 +1,12 @@
 //! The settings of a pool.
 
 use super::Pool;
-use super::{Error, ManageConnection, addresses::DNS_TTL};
+use super::event::HandleEvent;
+use super::hooks::Hooks;
+use super::{CustomizeConnection, Error, HandleError, ManageConnection, addresses::DNS_TTL};
+use crate::Deadline;
 use std::fmt;
-use std::marker::PhantomData;
+use std::panic::Location;
 use std::time::Duration;
 
 /// Settings, checked once when the pool is built.
@@ -21,17 +24,36 @@ pub(super) struct Config {
     pub(super) max_lifetime: Option<Duration>,
     pub(super) idle_timeout: Option<Duration>,
     pub(super) connection_timeout: Duration,
+    pub(super) max_uses: Option<u32>,
+    pub(super) max_waiting: Option<u32>,
+    pub(super) leak_threshold: Option<Duration>,
+}
+
+/// A slot is 192 bytes: beyond this it is a mistake, not a wish.
+const MOST: u32 = 1 << 16;
+
+/// Whether a pool may have this size.
+pub(super) fn check_size(max_size: u32, min_idle: Option<u32>) -> Result<(), Error> {
+    let wrong = match (max_size, min_idle) {
+        (0, _) => "max_size is 0: such a pool could never lend a connection".to_owned(),
+        (size, _) if size > MOST => format!("max_size is {size}: more than {MOST}"),
+        (size, Some(min_idle)) if min_idle > size => {
+            format!("min_idle is {min_idle}, which is more than max_size ({size})")
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::config(wrong))
 }
 
 impl Config {
     fn check(&self) -> Result<(), Error> {
-        // A slot is 128 bytes: beyond this it is a mistake, not a wish.
-        const MOST: u32 = 1 << 16;
+        check_size(self.max_size, self.min_idle)?;
         let wrong = match *self {
-            Self { max_size: 0, .. } => "max_size is 0: such a pool could never lend a connection".to_owned(),
-            Self { max_size, .. } if max_size > MOST => format!("max_size is {max_size}: more than {MOST}"),
-            Self { max_size, min_idle: Some(min_idle), .. } if min_idle > max_size => {
-                format!("min_idle is {min_idle}, which is more than max_size ({max_size})")
+            Self { max_uses: Some(0), .. } => {
+                "max_uses is 0: no connection could ever be lent; 1 keeps none, None means any number".to_owned()
+            }
+            Self { leak_threshold: Some(Duration::ZERO), .. } => {
+                "leak_threshold is 0: every loan would be one that lasts too long; None means never".to_owned()
             }
             Self { test_timeout: Duration::ZERO, .. } => {
                 "test_timeout is 0: no connection could ever pass its test; test_on_check_out(false) turns it off"
@@ -66,7 +88,7 @@ impl Config {
 /// ```
 pub struct Builder<M: ManageConnection> {
     config: Config,
-    manages: PhantomData<fn(M)>,
+    hooks: Hooks<M>,
 }
 
 impl<M: ManageConnection> Default for Builder<M> {
@@ -84,13 +106,21 @@ impl<M: ManageConnection> Default for Builder<M> {
             max_lifetime: Some(Duration::from_secs(30 * 60)),
             idle_timeout: Some(Duration::from_secs(10 * 60)),
             connection_timeout: Duration::from_secs(30),
+            max_uses: None,
+            max_waiting: None,
+            leak_threshold: None,
         };
-        Self { config, manages: PhantomData }
+        Self { config, hooks: Hooks::default() }
     }
 }
 
 impl<M: ManageConnection> Builder<M> {
-    /// A name for people who read its errors. Default: none.
+    /// The default settings.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A name for people who read its errors, its logs and its metrics. Default: none.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.config.name = Some(name.into());
@@ -206,6 +236,134 @@ impl<M: ManageConnection> Builder<M> {
         self
     }
 
+    /// How often a connection may be lent; after that it is closed when it comes back. For servers and drivers that leak by the
+    /// session. `Some(1)` keeps none: the pool opens a connection for each `get`, closes it at its return, and only sees to it
+    /// that there are never more than [`max_size`](Self::max_size) of them. Default `None`: any number of times.
+    #[must_use]
+    pub fn max_uses(mut self, uses: Option<u32>) -> Self {
+        self.config.max_uses = uses;
+        self
+    }
+
+    /// How many callers may wait for a connection. When so many do, a further one that finds none is turned away at once
+    /// ([`Error::is_queue_full`]): under an overload that lasts it is better to fail some requests early than all of them late.
+    /// `Some(0)`: nobody waits. Default `None`: any number may.
+    #[must_use]
+    pub fn max_waiting(mut self, callers: Option<u32>) -> Self {
+        self.config.max_waiting = callers;
+        self
+    }
+
+    /// A connection that has been lent for longer than this is held to have leaked. Nothing is done about it but to say so: in
+    /// [`State::leaks`](super::State::leaks), and to the [event handler](super::event::HandleEvent::handle_leak), once, by
+    /// [`maintain`](Pool::maintain) or when a `get` times out. With the line of the `get` that it was lent to. Measured to a second.
+    /// Default `None`: never. (The error of a `get` that timed out names the longest holder in any case.)
+    #[must_use]
+    pub fn leak_threshold(mut self, threshold: Option<Duration>) -> Self {
+        self.config.leak_threshold = threshold;
+        self
+    }
+
+    /// Asked about each connection that was opened, before anybody else sees it: to set up its session. It has what is left of the
+    /// caller's time, and the [`Deadline`] names the connection's socket. An error closes the connection; it counts as one
+    /// that could not be opened. May fork, as any callback may. Default: nothing is asked.
+    ///
+    /// ```
+    /// # use forksafe::{ManageConnection, Pool};
+    /// # use std::{io, io::Write, net::{TcpListener, TcpStream}};
+    /// # struct Plain(std::net::SocketAddr);
+    /// # impl ManageConnection for Plain {
+    /// #     type Connection = TcpStream;
+    /// #     type Error = io::Error;
+    /// #     fn connect(&self) -> io::Result<TcpStream> { TcpStream::connect(self.0) }
+    /// #     fn is_valid(&self, _: &mut TcpStream) -> io::Result<()> { Ok(()) }
+    /// #     fn has_broken(&self, _: &mut TcpStream) -> bool { false }
+    /// # }
+    /// # let server = TcpListener::bind("127.0.0.1:0")?;
+    /// # let manager = Plain(server.local_addr()?);
+    /// let pool = Pool::builder()
+    ///     .after_connect(|conn: &mut TcpStream, deadline| {
+    ///         conn.set_write_timeout(Some(deadline.socket_timeout()?))?;
+    ///         conn.write_all(b"HELLO\n")
+    ///     })
+    ///     .build(manager)?;
+    /// # pool.get()?;
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn after_connect(
+        mut self,
+        ask: impl Fn(&mut M::Connection, Deadline) -> Result<(), M::Error> + Send + Sync + 'static,
+    ) -> Self {
+        self.hooks.after_connect = Some(Box::new(ask));
+        self
+    }
+
+    /// Asked about each connection that is about to be lent, after its test. It has what is left of the caller's time. An error
+    /// closes the connection, and another is opened in its place; of a new one it ends the `get`, as its
+    /// [source](std::error::Error::source).
+    /// The pool is some tens of nanoseconds slower with it. Default: nothing is asked.
+    #[must_use]
+    pub fn before_acquire(
+        mut self,
+        ask: impl Fn(&mut M::Connection, Deadline) -> Result<(), M::Error> + Send + Sync + 'static,
+    ) -> Self {
+        self.hooks.before_acquire = Some(Box::new(ask));
+        self
+    }
+
+    /// Asked about each connection that comes back in order, after its manager has [reset](ManageConnection::reset) it. It has
+    /// [`connection_timeout`](Self::connection_timeout), and its holder waits for it. An error closes the connection. The pool is
+    /// some tens of nanoseconds slower with it. Default: nothing is asked.
+    #[must_use]
+    pub fn after_release(
+        mut self,
+        ask: impl Fn(&mut M::Connection, Deadline) -> Result<(), M::Error> + Send + Sync + 'static,
+    ) -> Self {
+        self.hooks.after_release = Some(Box::new(ask));
+        self
+    }
+
+    /// Told of each connection of this process that is about to be closed, before its [goodbye](ManageConnection::goodbye), with
+    /// which it shares the time. Not of those that `after_connect` refused, nor of what a child inherited. Default: nothing is told.
+    #[must_use]
+    pub fn before_close(mut self, look: impl Fn(&mut M::Connection, Deadline) + Send + Sync + 'static) -> Self {
+        self.hooks.before_close = Some(Box::new(look));
+        self
+    }
+
+    /// As in r2d2: what is done about each connection that was opened, and with each that has left the pool. Its `on_acquire` comes
+    /// before [`after_connect`](Self::after_connect). Default: [`NopConnectionCustomizer`](super::NopConnectionCustomizer), but
+    /// for that managers' goodbyes are said.
+    #[must_use]
+    pub fn connection_customizer(mut self, customizer: Box<dyn CustomizeConnection<M::Connection, M::Error>>) -> Self {
+        self.hooks.customizer = Some(customizer);
+        self
+    }
+
+    /// As in r2d2: who is given the errors of connects and tests. They are his then, and who waits for a connection is told their
+    /// text. Default: nobody; the error that `get` returns has the driver's own as its source.
+    #[must_use]
+    pub fn error_handler(mut self, handler: Box<dyn HandleError<M::Error>>) -> Self {
+        self.hooks.errors = Some(handler);
+        self
+    }
+
+    /// As in r2d2: who is told what happens. The pool is some tens of nanoseconds slower with it. Default: nobody.
+    #[must_use]
+    pub fn event_handler(mut self, handler: Box<dyn HandleEvent>) -> Self {
+        self.hooks.events = Some(handler);
+        self
+    }
+
+    /// Accepted so that code for r2d2 compiles, and not used: this pool has no threads. See [`Pool::maintain`] for what r2d2's do.
+    #[must_use]
+    #[deprecated(note = "forksafe runs no threads; Pool::maintain does what r2d2's threads do, when you call it")]
+    pub fn thread_pool<T>(self, unused: T) -> Self {
+        drop(unused);
+        self
+    }
+
     /// Builds the pool. Opens `min_idle` connections, so none by default; resolves the manager's
     /// [`hosts`](ManageConnection::hosts).
     ///
@@ -213,11 +371,12 @@ impl<M: ManageConnection> Builder<M> {
     ///
     /// [`Error::is_config`] for a setting that makes no sense; what [`Pool::get`] returns when a connection that
     /// `min_idle` asks for cannot be opened.
+    #[track_caller]
     pub fn build(self, manager: M) -> Result<Pool<M>, Error> {
         self.config.check()?;
         let min_idle = self.config.min_idle.unwrap_or(0);
-        let pool = Pool::from_parts(self.config, manager);
-        pool.warm_up(min_idle)?;
+        let pool = Pool::from_parts(self.config, self.hooks, manager);
+        pool.0.warm_up(min_idle, Location::caller())?;
         Ok(pool)
     }
 
@@ -231,12 +390,12 @@ impl<M: ManageConnection> Builder<M> {
         if let Err(error) = self.config.check() {
             panic!("forksafe: {error}");
         }
-        Pool::from_parts(self.config, manager)
+        Pool::from_parts(self.config, self.hooks, manager)
     }
 }
 
 impl<M: ManageConnection> fmt::Debug for Builder<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Builder").field(&self.config).finish()
+        f.debug_struct("Builder").field("config", &self.config).field("hooks", &self.hooks).finish()
     }
 }

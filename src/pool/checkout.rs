@@ -4,69 +4,107 @@
 //! callback returns into a frame of the parent's, with the parent's slots and half of the parent's connection in hand.
 //! So after each of them the generation is compared; what is in hand is then forgotten, and the child starts over.
 
-use super::bag::{Refusal, Taken, Wish};
+use super::asked;
+use super::bag::{Acquired, Refusal, Taken, Wish};
 use super::clock::{Coarse, Second};
 use super::connect::Connected;
 use super::connection::Connection;
+use super::error::Source;
+use super::holders::{LAST_SLOT, this_thread};
 use super::shared::{Call, Local, Shared};
 use super::validate::Validity;
-use super::{Error, ManageConnection, PooledConnection};
+use super::{Closed, Error, ManageConnection, PooledConnection};
 use crate::Deadline;
 use crate::fork::{self, Generation};
-use std::cell::Cell;
 use std::mem;
+use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
-
-thread_local! {
-    /// The slot that this thread had last: its connection is warm, and no other thread is likely to be after it.
-    static LAST_SLOT: Cell<usize> = const { Cell::new(0) };
-}
+use std::time::{Duration, Instant};
 
 impl<M: ManageConnection> Shared<M> {
+    /// `None`: an idle connection now, if there is one. `place` is the line that asks.
     #[inline]
-    pub(super) fn check_out(self: &Arc<Self>, timeout: Duration) -> Result<PooledConnection<M>, Error> {
+    pub(super) fn check_out(
+        self: &Arc<Self>,
+        timeout: Option<Duration>,
+        place: &'static Location<'static>,
+    ) -> Result<PooledConnection<M>, Error> {
         let mut idle = None;
         if let Some(local) = self.ready()
             && let Some((slot, conn)) = local.bag.slots.take_idle(LAST_SLOT.get())
         {
             if conn.times.is_fresh(Second::now) {
-                return Ok(self.lend_fresh(conn, slot));
+                let since = conn.times.fresh_until();
+                return Ok(Self::lend_since(local, conn, slot, since, place));
             }
             let now = Coarse::now();
-            if conn.times.is_trusted(now) {
-                return Ok(self.lend(conn, slot, now));
+            if conn.times.is_trusted(now) && !self.watches_loans {
+                return Ok(self.lend(local, conn, slot, now, place));
             }
             idle = Some((slot, conn));
         }
-        self.check_out_slowly(timeout, idle)
+        self.check_out_slowly(timeout, place, idle)
     }
 
     #[inline]
-    fn lend(&self, mut conn: Box<Connection<M>>, slot: usize, now: Coarse) -> PooledConnection<M> {
-        if conn.times.may_be_fresh(now) {
+    fn lend(
+        &self,
+        local: &Local<M>,
+        mut conn: Box<Connection<M>>,
+        slot: usize,
+        now: Coarse,
+        place: &'static Location<'static>,
+    ) -> PooledConnection<M> {
+        if conn.times.may_be_fresh(now) && !self.watches_loans {
             conn.times.begin_second(now, Second::now_and_left(), &self.limits);
         } else {
             conn.times.checked_out(now, &self.limits);
         }
-        self.lend_fresh(conn, slot)
+        Self::lend_since(local, conn, slot, now, place)
     }
 
     #[inline]
-    fn lend_fresh(&self, conn: Box<Connection<M>>, slot: usize) -> PooledConnection<M> {
+    fn lend_since(
+        local: &Local<M>,
+        mut conn: Box<Connection<M>>,
+        slot: usize,
+        since: Coarse,
+        place: &'static Location<'static>,
+    ) -> PooledConnection<M> {
         conn.client.registration().lend();
+        conn.uses_left -= 1;
+        local.bag.slots.meter(slot).lend(place, since.as_nanos(), this_thread());
         LAST_SLOT.set(slot);
         PooledConnection::new(conn, slot)
+    }
+
+    /// Lends one that is in order to who has called for it. `None` in a child, if somebody who was told of it forked.
+    fn hand_over(
+        &self,
+        local: &Local<M>,
+        mut conn: Box<Connection<M>>,
+        slot: usize,
+        call: &Call,
+    ) -> Option<PooledConnection<M>> {
+        if !self.watches_loans {
+            return Some(self.lend(local, conn, slot, Coarse::now(), call.place));
+        }
+        let (id, here) = (conn.id, fork::generation());
+        conn.lent_at = Instant::now();
+        let lent = self.lend(local, conn, slot, Coarse::now(), call.place);
+        self.lent(local, id, call);
+        (fork::generation() == here).then_some(lent)
     }
 
     #[cold]
     fn check_out_slowly(
         self: &Arc<Self>,
-        timeout: Duration,
+        timeout: Option<Duration>,
+        place: &'static Location<'static>,
         mut idle: Option<(usize, Box<Connection<M>>)>,
     ) -> Result<PooledConnection<M>, Error> {
-        let call = Call::new(timeout);
+        let call = Call::new(timeout, place);
         loop {
             let local = match self.local(&call) {
                 Ok(local) => local,
@@ -85,7 +123,10 @@ impl<M: ManageConnection> Shared<M> {
             let vacancy = match taken {
                 Taken::Vacant(slot) => Vacancy { local, slot, here },
                 Taken::Idle(slot, conn) => match self.check(conn, Vacancy { local, slot, here }, &call)? {
-                    Checked::Fit(conn, slot) => return Ok(self.lend(conn, slot, Coarse::now())),
+                    Checked::Fit(conn, slot) => match self.hand_over(local, conn, slot, &call) {
+                        Some(lent) => return Ok(lent),
+                        None => continue,
+                    },
                     Checked::Closed(vacancy) if self.may_connect_at_once(local, &call) => vacancy,
                     Checked::Closed(_) => continue,
                     Checked::Forked => continue,
@@ -100,7 +141,21 @@ impl<M: ManageConnection> Shared<M> {
                 return Err(self.timed_out(&call, local));
             }
             match self.connect(local, call.deadline) {
-                Connected::Fit(conn) => return Ok(self.lend(conn, vacancy.keep(), Coarse::now())),
+                Connected::Fit(conn) => match self.ask_before_acquire(conn, vacancy, &call) {
+                    Checked::Fit(conn, slot) => {
+                        if let Some(lent) = self.hand_over(local, conn, slot, &call) {
+                            return Ok(lent);
+                        }
+                    }
+                    Checked::Closed(vacancy) => {
+                        drop(vacancy);
+                        let why = call.take_last().expect("bug: refused without a reason");
+                        if let Some(error) = self.cannot_connect(here, why) {
+                            return Err(error);
+                        }
+                    }
+                    Checked::Forked => {}
+                },
                 Connected::Forked => {}
                 Connected::Refused(error) => return Err(error),
                 Connected::Failed { why, waits } => {
@@ -117,11 +172,27 @@ impl<M: ManageConnection> Shared<M> {
 
     fn acquire(&self, local: &Local<M>, call: &Call) -> Result<Taken<Connection<M>>, Error> {
         let connect_by = self.connect_by(local, call);
-        let wish = Wish { near: LAST_SLOT.get(), since: call.begun, deadline: call.deadline, connect_by };
-        local.bag.acquire(wish).map_err(|refusal| match refusal {
-            Refusal::Closed => Error::closed(self.named()),
-            Refusal::Timeout => self.timed_out(call, local),
-        })
+        let max_waiting = match self.config.max_waiting {
+            Some(max) if !call.has_waited.get() => max as usize,
+            _ => usize::MAX,
+        };
+        let (near, since) = (LAST_SLOT.get(), call.begun);
+        let begun = Instant::now();
+        let acquired = local.bag.acquire(Wish { near, since, deadline: call.deadline, connect_by, max_waiting });
+        match acquired {
+            Ok(Acquired { taken, waited }) => {
+                if let Some(time) = waited {
+                    self.waited(local, time, call.has_waited.replace(true));
+                }
+                Ok(taken)
+            }
+            Err(Refusal::Closed) => Err(Error::closed(self.named())),
+            Err(Refusal::Full) => Err(self.turned_away(local)),
+            Err(Refusal::Timeout) => {
+                self.waited(local, begun.elapsed(), true);
+                Err(self.timed_out(call, local))
+            }
+        }
     }
 
     /// Who has less time left than a connect takes does not begin one, and leaves it to those who have. Who has half of its
@@ -150,8 +221,8 @@ impl<M: ManageConnection> Shared<M> {
             mem::forget(validity);
             return Ok(Checked::Forked);
         }
-        match validity {
-            Validity::Fit => return Ok(Checked::Fit(conn, vacancy.keep())),
+        let why = match validity {
+            Validity::Fit => return Ok(self.ask_before_acquire(conn, vacancy, call)),
             Validity::NoTime => {
                 // It came with the last moment. To test it now would only destroy it.
                 self.check_in_by(call.budget(self.config.test_timeout), vacancy.keep(), conn);
@@ -162,12 +233,42 @@ impl<M: ManageConnection> Shared<M> {
                 self.check_in_by(call.budget(self.config.test_timeout), vacancy.keep(), conn);
                 return self.cannot_connect(here, why).map_or(Ok(Checked::Forked), Err);
             }
-            Validity::Unfit(why) => call.failed(why),
-        }
-        // Closed before its slot is used again.
+            Validity::Unfit(why, error) => {
+                call.failed(error);
+                why
+            }
+        };
+        Ok(self.close_unfit(conn, vacancy, why, call))
+    }
+
+    /// Closed before its slot is used again.
+    fn close_unfit<'a>(
+        &self,
+        mut conn: Box<Connection<M>>,
+        vacancy: Vacancy<'a, M>,
+        why: Closed,
+        call: &Call,
+    ) -> Checked<'a, M> {
+        conn.leaves(why);
         conn.client.goodbye_by(call.budget(self.config.test_timeout));
         drop(conn);
-        Ok(if fork::generation() == here { Checked::Closed(vacancy) } else { Checked::Forked })
+        if fork::generation() == vacancy.here { Checked::Closed(vacancy) } else { Checked::Forked }
+    }
+
+    /// Whether the hook lets it be lent. If not, that is what went wrong last.
+    fn ask_before_acquire<'a>(&self, conn: Box<Connection<M>>, vacancy: Vacancy<'a, M>, call: &Call) -> Checked<'a, M> {
+        let mut conn = conn; // Goes before the vacancy does, also by a panic.
+        let Some(ask) = &self.hooks.before_acquire else { return Checked::Fit(conn, vacancy.keep()) };
+        let by = call.deadline.on(conn.client.registration().first());
+        conn.client.registration().lend();
+        let answer = asked::until(by, || ask(conn.client.value_mut(), by));
+        if fork::generation() != vacancy.here {
+            mem::forget(answer);
+            return Checked::Forked;
+        }
+        let Err(why) = answer else { return Checked::Fit(conn, vacancy.keep()) };
+        call.failed(Box::new(why) as Source);
+        self.close_unfit(conn, vacancy, Closed::Refused, call)
     }
 
     /// A connection comes back that somebody waits for, or whose pool is closed.
@@ -180,9 +281,12 @@ impl<M: ManageConnection> Shared<M> {
     pub(super) fn check_in_by(&self, by: Deadline, slot: usize, conn: Box<Connection<M>>) {
         conn.client.registration().rest();
         let Some(local) = self.existing() else { return };
-        let is_current = conn.epoch == local.epoch.load(Relaxed);
-        let refused = if is_current { local.bag.restore(slot, conn) } else { Some(conn) };
-        refused.into_iter().for_each(|conn| conn.end_by(by, slot));
+        if conn.epoch != local.epoch.load(Relaxed) {
+            return conn.end_by(by, slot, Closed::Evicted);
+        }
+        if let Some(conn) = local.bag.restore(slot, conn) {
+            conn.end_by(by, slot, if self.is_closed() { Closed::PoolClosed } else { Closed::Surplus });
+        }
     }
 }
 

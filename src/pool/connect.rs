@@ -1,17 +1,20 @@
 //! How a connection is made: before a deadline, again if a fork came in between, and what becomes of the pool if it fails.
 
+use super::asked;
 use super::bag::Bag;
 use super::clock::Coarse;
 use super::connection::Connection;
 use super::error::Source;
 use super::expiry;
+use super::extensions::Attached;
+use super::hooks::Farewell;
 use super::shared::{Local, Shared};
 use super::{Attempt, Error, Fault, ManageConnection};
 use crate::Deadline;
 use crate::fork::{self, Generation, Goodbye, Guarded};
 use std::mem;
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long nobody connects after a first failure; twice as long after each further one.
@@ -40,6 +43,7 @@ impl<M: ManageConnection> Shared<M> {
     pub(super) fn connect(self: &Arc<Self>, local: &Local<M>, deadline: Deadline) -> Connected<M> {
         let mut begun = Instant::now();
         let failures = local.failures.load(Relaxed);
+        let _connecting = Connecting::begin(&local.counters.connecting);
         let gate = ReleasesGate { bag: &local.bag, here: fork::generation() };
         // Of what was known of the server before it was dialled.
         let mut epoch = 0;
@@ -52,10 +56,14 @@ impl<M: ManageConnection> Shared<M> {
         let is_hurried = deadline.is_over() && begun.elapsed() < LONGEST_BACK_OFF;
         let connected = match opened {
             Ok(Some(client)) => {
-                local.connect_time.note(begun.elapsed());
+                let took = begun.elapsed();
+                local.connect_time.note(took);
                 local.failures.store(0, Relaxed);
+                *lock(&local.last_failure) = None;
                 local.bag.open_gate();
-                Connected::Fit(self.connection(client, epoch))
+                let here = client.generation();
+                let conn = self.connection(local, client, epoch, took);
+                if fork::generation() == here { Connected::Fit(conn) } else { Connected::Forked }
             }
             Ok(None) => Connected::Forked,
             Err(Failure::Refused(error)) => Connected::Refused(error),
@@ -96,14 +104,37 @@ impl<M: ManageConnection> Shared<M> {
         };
         let goodbye = Arc::clone(self) as Arc<dyn Goodbye<M::Connection>>;
         let mut client = Guarded::from_parts(client, attempt.finish(), Some(goodbye));
-        match refused.or_else(|| self.objects_to(&client)) {
+        let objection = match refused.or_else(|| self.objects_to(&client)) {
+            Some(why) => Some(Failure::Refused(why)),
+            None => self.is_refused(&mut client, deadline).map(Failure::Failed),
+        };
+        let opened = match objection {
             Some(why) => {
                 client.goodbye_by(deadline);
                 drop(client);
-                if fork::generation() == here { Err(Failure::Refused(why)) } else { Ok(None) }
+                Err(why)
             }
-            None => Ok(Some(client)),
+            None => {
+                if self.hooks.see_ends() {
+                    client.set_goodbye(Arc::new(Farewell(Arc::clone(self))));
+                }
+                Ok(Some(client))
+            }
+        };
+        if fork::generation() != here {
+            opened.map_or_else(mem::forget, drop);
+            return Ok(None);
         }
+        opened
+    }
+
+    /// What the hooks say against it.
+    fn is_refused(&self, client: &mut Guarded<M::Connection>, deadline: Deadline) -> Option<M::Error> {
+        if self.hooks.accepts_any() {
+            return None;
+        }
+        let by = deadline.on(client.registration().first());
+        asked::until(by, || self.hooks.accept(client.value_mut(), by)).err()
     }
 
     fn objects_to(&self, client: &Guarded<M::Connection>) -> Option<Error> {
@@ -116,9 +147,22 @@ impl<M: ManageConnection> Shared<M> {
         })
     }
 
-    fn connection(self: &Arc<Self>, client: Guarded<M::Connection>, epoch: u64) -> Box<Connection<M>> {
+    fn connection(
+        self: &Arc<Self>,
+        local: &Local<M>,
+        client: Guarded<M::Connection>,
+        epoch: u64,
+        took: Duration,
+    ) -> Box<Connection<M>> {
+        let now = Instant::now();
         let mut connection = Box::new(Connection {
+            attached: Attached::nothing(),
             client,
+            uses_left: self.config.max_uses.map_or(u64::MAX, u64::from),
+            is_watched: self.watches_loans,
+            id: 0,
+            opened_at: now,
+            lent_at: now,
             times: self.limits.born(Coarse::now(), expiry::chance()),
             epoch,
             condemned: false,
@@ -127,6 +171,7 @@ impl<M: ManageConnection> Shared<M> {
             pool: Arc::clone(self),
         });
         connection.count_unknown();
+        connection.id = self.opened(local, took);
         connection
     }
 
@@ -138,6 +183,8 @@ impl<M: ManageConnection> Shared<M> {
             mem::forget(why);
             return Connected::Forked;
         }
+        self.not_opened(local);
+        *lock(&local.last_failure) = Some((Instant::now(), why.to_string()));
         if fault == Fault::Server {
             self.addresses.doubt();
         }
@@ -147,7 +194,12 @@ impl<M: ManageConnection> Shared<M> {
         if waits && let Some(failures) = failures {
             self.back_off(local, failures);
         }
-        Connected::Failed { why: Box::new(why), waits }
+        let why = self.hooks.give(why, self.may_tell(local));
+        if fork::generation() != here {
+            mem::forget(why);
+            return Connected::Forked;
+        }
+        Connected::Failed { why, waits }
     }
 
     /// The error of a connect that failed, or of a test that could not be made. `None` in a child that was forked by the
@@ -187,4 +239,25 @@ impl<T> Drop for ReleasesGate<'_, T> {
             self.bag.release_gate();
         }
     }
+}
+
+/// One that is being opened: counted until this is dropped, also by a panic. (In a child it counts down what its parent counted,
+/// and nobody reads that any more.)
+struct Connecting<'a>(&'a AtomicU64);
+
+impl<'a> Connecting<'a> {
+    fn begin(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

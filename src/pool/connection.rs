@@ -1,29 +1,41 @@
 //! A connection and all that belongs to it.
 
 use super::expiry::Times;
+use super::extensions::Attached;
 use super::shared::{Local, Shared};
 use super::slots::Slot;
-use super::{ManageConnection, Reset};
+use super::{Closed, ManageConnection, Reset};
 use crate::Deadline;
 use crate::fork::{self, Goodbye, Guarded};
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Lies in its slot, or travels with its guard. Written at every checkout: no two share a cache line.
 #[repr(align(64))]
 pub(super) struct Connection<M: ManageConnection> {
+    /// Goes before the client does.
+    pub(super) attached: Attached,
     pub(super) client: Guarded<M::Connection>,
     pub(super) times: Times,
+    /// How often it may still be lent.
+    pub(super) uses_left: u64,
     /// See [`Local::epoch`].
     pub(super) epoch: u64,
     /// It is to be closed when it comes back.
     pub(super) condemned: bool,
     /// Its holder looks for stale ones when it comes back.
     pub(super) sweeps: bool,
+    /// Somebody wants to know when it is lent and comes back.
+    pub(super) is_watched: bool,
     /// Set if nobody knows its descriptors.
     pub(super) unknown: Option<Unknown>,
+    /// The how manieth of its process.
+    pub(super) id: u64,
+    pub(super) opened_at: Instant,
+    /// Of one that is watched.
+    pub(super) lent_at: Instant,
     /// What keeps the pool alive, so that lending touches no counter that threads share.
     pub(super) pool: Arc<Shared<M>>,
 }
@@ -38,20 +50,56 @@ impl<M: ManageConnection> Connection<M> {
         self.pool.existing_in(self.client.generation()).expect("bug: a connection without its pool")
     }
 
+    /// The slot that it goes back to. Nobody has it from here on.
     #[inline]
-    pub(super) fn slot(&self, number: usize) -> &Slot<Self> {
-        self.local().bag.slots.slot(number)
+    pub(super) fn ends_loan(&self, number: usize) -> &Slot<Self> {
+        let slots = &self.local().bag.slots;
+        slots.meter(number).end();
+        slots.slot(number)
     }
 
-    /// Whether it may go back, after all that its manager does about it. Any of its methods may fork: in the child the others are
+    /// Why it may not go back, after all that its manager does about it. Any of its methods may fork: in the child the others are
     /// not asked about a client that is the parent's.
     #[inline]
-    pub(super) fn is_fit_to_return(&mut self) -> bool {
-        !self.condemned
-            && self.epoch == self.local().epoch.load(Relaxed)
-            && !self.pool.manager.has_broken(self.client.value_mut())
+    pub(super) fn why_it_ends(&mut self) -> Option<Closed> {
+        if self.condemned {
+            return Some(Closed::Broken);
+        }
+        if self.epoch != self.local().epoch.load(Relaxed) {
+            return Some(Closed::Evicted);
+        }
+        if self.uses_left == 0 {
+            return Some(Closed::Used);
+        }
+        let is_in_order = !self.pool.manager.has_broken(self.client.value_mut())
             && (!self.pool.manager.resets() || self.is_reset())
-            && (!self.was_replaced() || self.republish())
+            && (!self.was_replaced() || self.republish());
+        if !is_in_order {
+            return Some(Closed::Broken);
+        }
+        (self.is_watched && !self.is_welcome_back()).then_some(Closed::Refused)
+    }
+
+    /// What its return may take.
+    fn return_by(&self) -> Deadline {
+        let time = self.pool.config.connection_timeout;
+        let deadline = Deadline::after(if time.is_zero() { RESET } else { time });
+        deadline.on(self.client.registration().first())
+    }
+
+    #[cold]
+    fn is_welcome_back(&mut self) -> bool {
+        let Some(ask) = &self.pool.hooks.after_release else { return true };
+        if self.is_inherited() {
+            return false;
+        }
+        let by = self.return_by();
+        let answer = ask(self.client.value_mut(), by);
+        if self.is_inherited() {
+            mem::forget(answer);
+            return false;
+        }
+        answer.is_ok()
     }
 
     #[cold]
@@ -59,9 +107,7 @@ impl<M: ManageConnection> Connection<M> {
         if self.is_inherited() {
             return false;
         }
-        let time = self.pool.config.connection_timeout;
-        let deadline = Deadline::after(if time.is_zero() { RESET } else { time });
-        let deadline = deadline.on(self.client.registration().first());
+        let deadline = self.return_by();
         let answer = self.pool.manager.reset(self.client.value_mut(), deadline);
         if self.is_inherited() {
             mem::forget(answer);
@@ -109,24 +155,34 @@ impl<M: ManageConnection> Connection<M> {
         Guarded::is_inherited(&self.client)
     }
 
+    /// It leaves the pool.
+    pub(super) fn leaves(&self, why: Closed) {
+        if !self.is_inherited() {
+            self.pool.ended(self.local(), self.id, self.opened_at, why);
+        }
+    }
+
     /// Closes the connection and vacates its slot. An inherited one is abandoned.
     #[cold]
-    pub(super) fn end(self, number: usize) {
-        self.detach(number, drop);
+    pub(super) fn end(self, number: usize, why: Closed) {
+        self.detach(number, why, drop);
     }
 
     /// As [`end`](Self::end), by a deadline.
     #[cold]
-    pub(super) fn end_by(mut self, deadline: Deadline, number: usize) {
+    pub(super) fn end_by(mut self, deadline: Deadline, number: usize, why: Closed) {
         self.client.goodbye_by(deadline);
-        self.end(number);
+        self.end(number, why);
     }
 
     /// Takes the connection out of the pool.
-    pub(super) fn detach<T>(self, number: usize, then: impl FnOnce(Guarded<M::Connection>) -> T) -> T {
-        let Self { client, pool, unknown, .. } = self;
+    pub(super) fn detach<T>(self, number: usize, why: Closed, then: impl FnOnce(Guarded<M::Connection>) -> T) -> T {
+        let made_in = self.client.generation();
+        let _vacates = Vacates { number, made_in, pool: Arc::clone(&self.pool) };
+        self.leaves(why);
+        let Self { client, attached, unknown, .. } = self;
         drop(unknown);
-        let _vacates = Vacates { number, made_in: client.generation(), pool };
+        drop(attached);
         then(client)
     }
 }
@@ -160,6 +216,7 @@ impl<M: ManageConnection> Drop for Vacates<M> {
         if self.made_in == fork::generation()
             && let Some(local) = self.pool.existing()
         {
+            local.bag.slots.meter(self.number).end();
             local.bag.vacate(self.number);
         }
     }

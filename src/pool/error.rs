@@ -1,5 +1,6 @@
 //! The one error of this crate.
 
+use super::Holder;
 use crate::fork::Inherited;
 use std::error::Error as _;
 use std::fmt;
@@ -35,9 +36,30 @@ pub struct Error {
     source: Option<Source>,
 }
 
+/// The cases of an [`Error`], to match on. See its `is_` methods for what they mean.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// [`Error::is_timeout`].
+    Timeout,
+    /// [`Error::is_queue_full`].
+    QueueFull,
+    /// [`Error::is_closed`].
+    Closed,
+    /// [`Error::is_inherited`].
+    Inherited,
+    /// [`Error::is_connect`].
+    Connect,
+    /// [`Error::is_config`].
+    Config,
+    /// [`Error::is_unprotected`].
+    Unprotected,
+}
+
 #[derive(Debug)]
 enum Kind {
     Timeout { pool: Named, waited: Duration, usage: Usage },
+    QueueFull { pool: Named, usage: Usage },
     Closed { pool: Named },
     Inherited(Inherited),
     Connect { pool: Named, target: String },
@@ -58,18 +80,40 @@ impl fmt::Display for Named {
     }
 }
 
-/// How full the pool was.
+/// How full the pool was, and by whom.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Usage {
+    /// Lent, or being opened, tested or closed.
     pub(crate) in_use: u32,
+    pub(crate) idle: u32,
+    /// Being opened.
+    pub(crate) connecting: u32,
     pub(crate) max_size: u32,
     /// Others than the one who is told.
     pub(crate) waiting: usize,
+    /// The one that has been lent for longest.
+    pub(crate) longest: Option<Holder>,
+    /// One that the thread which is told has itself.
+    pub(crate) own: Option<Holder>,
 }
 
 impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} in use, {} others waiting", self.in_use, self.max_size, self.waiting)
+        write!(f, "{} of {} in use", self.in_use, self.max_size)?;
+        if self.connecting > 0 {
+            write!(f, " ({} of them being opened)", self.connecting)?;
+        }
+        if self.idle > 0 {
+            write!(f, ", {} idle", self.idle)?;
+        }
+        write!(f, ", {} others waiting", self.waiting)?;
+        if let Some(longest) = self.longest {
+            write!(f, "; held longest: {longest}")?;
+        }
+        match self.own {
+            Some(own) => write!(f, "; this thread has one of them itself, from {}", own.location),
+            None => Ok(()),
+        }
     }
 }
 
@@ -77,6 +121,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Timeout { pool, waited, usage } => write!(f, "{pool}timed out after {waited:?}: {usage}"),
+            Self::QueueFull { pool, usage } => write!(f, "{pool}turned away, as others wait already: {usage}"),
             Self::Closed { pool: Named(Some(name)) } => write!(f, "pool {name:?} is closed"),
             Self::Closed { .. } => f.write_str("the pool is closed"),
             Self::Inherited(why) => why.fmt(f),
@@ -89,39 +134,73 @@ impl fmt::Display for Kind {
 }
 
 impl Error {
+    /// Which of the cases it is.
+    ///
+    /// ```
+    /// # use forksafe::{Error, ErrorKind};
+    /// fn status(error: &Error) -> u16 {
+    ///     match error.kind() {
+    ///         ErrorKind::Timeout | ErrorKind::QueueFull => 503, // too busy: come back later
+    ///         ErrorKind::Connect => 502,
+    ///         _ => 500,
+    ///     }
+    /// }
+    /// # let _ = status;
+    /// ```
+    pub fn kind(&self) -> ErrorKind {
+        match *self.kind {
+            Kind::Timeout { .. } => ErrorKind::Timeout,
+            Kind::QueueFull { .. } => ErrorKind::QueueFull,
+            Kind::Closed { .. } => ErrorKind::Closed,
+            Kind::Inherited(_) => ErrorKind::Inherited,
+            Kind::Connect { .. } => ErrorKind::Connect,
+            Kind::Config { .. } => ErrorKind::Config,
+            Kind::Unprotected { .. } => ErrorKind::Unprotected,
+        }
+    }
+
+    /// No connection was free, and as many callers waited for one as [`max_waiting`](crate::Builder::max_waiting) says.
+    pub fn is_queue_full(&self) -> bool {
+        self.kind() == ErrorKind::QueueFull
+    }
+
     /// No connection became free, or the hooks of [`on_child`](crate::fork::on_child) were not through, in time.
     pub fn is_timeout(&self) -> bool {
-        matches!(*self.kind, Kind::Timeout { .. })
+        self.kind() == ErrorKind::Timeout
     }
 
     /// The pool was closed, here or in an ancestor before the fork.
     pub fn is_closed(&self) -> bool {
-        matches!(*self.kind, Kind::Closed { .. })
+        self.kind() == ErrorKind::Closed
     }
 
     /// The connection was made by an ancestor of this process.
     pub fn is_inherited(&self) -> bool {
-        matches!(*self.kind, Kind::Inherited(_))
+        self.kind() == ErrorKind::Inherited
     }
 
     /// The driver could not connect; its error is the source.
     pub fn is_connect(&self) -> bool {
-        matches!(*self.kind, Kind::Connect { .. })
+        self.kind() == ErrorKind::Connect
     }
 
     /// A setting of the pool makes no sense.
     pub fn is_config(&self) -> bool {
-        matches!(*self.kind, Kind::Config { .. })
+        self.kind() == ErrorKind::Config
     }
 
     /// The descriptors of a connection could not be found, or inherited ones could not be dropped: the connection was
     /// closed rather than handed out unprotected.
     pub fn is_unprotected(&self) -> bool {
-        matches!(*self.kind, Kind::Unprotected { .. })
+        self.kind() == ErrorKind::Unprotected
     }
 
     pub(super) fn timeout(pool: Named, waited: Duration, usage: Usage, source: Option<Source>) -> Self {
         Self { kind: Box::new(Kind::Timeout { pool, waited, usage }), source }
+    }
+
+    pub(super) fn queue_full(pool: Named, usage: Usage) -> Self {
+        Kind::QueueFull { pool, usage }.into()
     }
 
     pub(super) fn closed(pool: Named) -> Self {
@@ -186,6 +265,7 @@ impl From<Error> for io::Error {
         let cause = cause.and_then(|cause| cause.downcast_ref()).map(io::Error::kind);
         let kind = match *error.kind {
             Kind::Timeout { .. } => io::ErrorKind::TimedOut,
+            Kind::QueueFull { .. } => io::ErrorKind::WouldBlock,
             Kind::Closed { .. } => io::ErrorKind::NotConnected,
             Kind::Connect { .. } => cause.unwrap_or(io::ErrorKind::Other),
             Kind::Config { .. } => io::ErrorKind::InvalidInput,

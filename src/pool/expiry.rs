@@ -75,6 +75,12 @@ impl Times {
         self.is_fresh && self.second == second()
     }
 
+    /// While it is fresh: the end of the second.
+    #[inline]
+    pub(super) fn fresh_until(&self) -> Coarse {
+        self.ask_again_at
+    }
+
     /// Whether it may have become fresh since that was worked out.
     #[inline]
     pub(super) fn may_be_fresh(&self, now: Coarse) -> bool {

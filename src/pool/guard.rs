@@ -2,14 +2,14 @@
 
 use super::connection::Connection;
 use super::slots;
-use super::{Error, Fault, ManageConnection};
+use super::{Closed, Error, Extensions, Fault, ManageConnection};
 use crate::Deadline;
 use crate::fork::{self, Guarded, Origin};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// All goodbyes of those that a report condemns take no longer than this together.
 const GOODBYES: Duration = Duration::from_secs(1);
@@ -60,11 +60,58 @@ impl<M: ManageConnection> PooledConnection<M> {
         Ok(Guarded::try_mut(this.client_mut())?)
     }
 
+    /// The how manieth connection of its process's part of the pool it is, counted from 0. Events tell it, too.
+    pub fn id(this: &Self) -> u64 {
+        this.connection().id
+    }
+
+    /// How long ago it was opened.
+    pub fn age(this: &Self) -> Duration {
+        this.connection().opened_at.elapsed()
+    }
+
+    /// What is attached to the connection: see [`extensions_mut`](Self::extensions_mut).
+    pub fn extensions(this: &Self) -> &Extensions {
+        &this.connection().attached.extensions
+    }
+
+    /// What is attached to the connection. It stays there for the next holder, and is dropped before the connection is closed.
+    /// In a child that inherits the connection it is leaked: dropping it might reach for the parent's session.
+    ///
+    /// ```
+    /// # use forksafe::{ManageConnection, Pool};
+    /// # struct Numbers;
+    /// # impl ManageConnection for Numbers {
+    /// #     type Connection = u32;
+    /// #     type Error = std::convert::Infallible;
+    /// #     fn connect(&self) -> Result<u32, Self::Error> { Ok(7) }
+    /// #     fn is_valid(&self, _: &mut u32) -> Result<(), Self::Error> { Ok(()) }
+    /// #     fn has_broken(&self, _: &mut u32) -> bool { false }
+    /// # }
+    /// use forksafe::PooledConnection;
+    ///
+    /// struct Prepared(&'static str);
+    ///
+    /// let pool = Pool::new(Numbers)?;
+    /// let mut conn = pool.get()?;
+    /// PooledConnection::extensions_mut(&mut conn).insert(Prepared("SELECT 1"));
+    /// drop(conn);
+    /// let conn = pool.get()?;
+    /// assert!(PooledConnection::extensions(&conn).get::<Prepared>().is_some());
+    /// # Ok::<_, forksafe::Error>(())
+    /// ```
+    pub fn extensions_mut(this: &mut Self) -> &mut Extensions {
+        &mut this.conn.as_mut().expect("present until dropped").attached.extensions
+    }
+
     /// Closes the connection instead of returning it: you know that it is not fit for the next one.
     pub fn discard(mut this: Self) {
         let slot = this.slot;
-        if let Some(conn) = this.conn.take() {
-            conn.end(slot);
+        if let Some(mut conn) = this.conn.take()
+            && !Guarded::is_inherited(&conn.client)
+            && conn.tells_of_return()
+        {
+            conn.end(slot, Closed::Discarded);
         }
     }
 
@@ -127,12 +174,18 @@ impl<M: ManageConnection> PooledConnection<M> {
     pub fn detach(mut this: Self) -> Result<Guarded<M::Connection>, Error> {
         Self::try_as_ref(&this)?;
         let slot = this.slot;
-        Ok(this.conn.take().expect("present until dropped").detach(slot, |client| client))
+        let mut conn = this.conn.take().expect("present until dropped");
+        conn.tells_of_return();
+        Ok(conn.detach(slot, Closed::Detached, |client| client))
+    }
+
+    fn connection(&self) -> &Connection<M> {
+        self.conn.as_ref().expect("present until dropped")
     }
 
     #[inline]
     fn client(&self) -> &Guarded<M::Connection> {
-        &self.conn.as_ref().expect("present until dropped").client
+        &self.connection().client
     }
 
     #[inline]
@@ -172,15 +225,19 @@ impl<M: ManageConnection> Drop for PooledConnection<M> {
     #[inline]
     fn drop(&mut self) {
         let slot = self.slot;
-        let Some(conn) = self.conn.take() else { return };
-        if conn.client.generation() != fork::generation() {
+        let Some(mut conn) = self.conn.take() else { return };
+        if conn.client.generation() != fork::generation() || !conn.tells_of_return() {
             return; // `Guarded` leaks the client.
         }
-        let mut ends = EndsUnlessKept(Some(conn), slot);
-        if thread::panicking() || !ends.connection().is_fit_to_return() {
+        let mut ends = EndsUnlessKept { conn: Some(conn), slot, why: Closed::Panicked };
+        if thread::panicking() {
             return;
         }
-        let Some(conn) = ends.0.take() else { return };
+        if let Some(why) = ends.connection().why_it_ends() {
+            ends.why = why;
+            return;
+        }
+        let Some(conn) = ends.conn.take() else { return };
         if fork::generation() != conn.client.generation() {
             return; // A method of the manager's forked, and this is the child.
         }
@@ -188,28 +245,47 @@ impl<M: ManageConnection> Drop for PooledConnection<M> {
         if conn.sweeps {
             return check_in_and_sweep(conn, slot);
         }
-        if let Err(conn) = slots::put(conn, |conn| conn.slot(slot)) {
+        if let Err(conn) = slots::put(conn, |conn| conn.ends_loan(slot)) {
             hand_on(conn, slot);
         }
     }
 }
 
 /// A connection that is closed when this is dropped, also when a method of the manager's panics.
-struct EndsUnlessKept<M: ManageConnection>(Option<Box<Connection<M>>>, usize);
+struct EndsUnlessKept<M: ManageConnection> {
+    conn: Option<Box<Connection<M>>>,
+    slot: usize,
+    why: Closed,
+}
 
 impl<M: ManageConnection> EndsUnlessKept<M> {
     #[inline]
     fn connection(&mut self) -> &mut Connection<M> {
-        self.0.as_mut().expect("kept only at the end")
+        self.conn.as_mut().expect("kept only at the end")
     }
 }
 
 impl<M: ManageConnection> Drop for EndsUnlessKept<M> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(conn) = self.0.take() {
-            conn.end(self.1);
+        if let Some(conn) = self.conn.take() {
+            conn.end(self.slot, self.why);
         }
+    }
+}
+
+impl<M: ManageConnection> Connection<M> {
+    /// Its holder, in the process that opened it, has done with it: tells who wants to know. False in a child, if one of those forked.
+    #[inline]
+    fn tells_of_return(&mut self) -> bool {
+        !self.is_watched || self.tell_of_return()
+    }
+
+    #[cold]
+    fn tell_of_return(&mut self) -> bool {
+        let held = Instant::now().saturating_duration_since(self.lent_at);
+        self.pool.returned(self.local(), self.id, held);
+        !Guarded::is_inherited(&self.client)
     }
 }
 
@@ -225,7 +301,7 @@ fn hand_on<M: ManageConnection>(conn: Box<Connection<M>>, slot: usize) {
 fn check_in_and_sweep<M: ManageConnection>(mut conn: Box<Connection<M>>, slot: usize) {
     let pool = Arc::clone(&conn.pool);
     conn.sweeps = false;
-    if let Err(conn) = slots::put(conn, |conn| conn.slot(slot)) {
+    if let Err(conn) = slots::put(conn, |conn| conn.ends_loan(slot)) {
         pool.check_in(slot, conn);
     }
     pool.sweep();

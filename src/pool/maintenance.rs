@@ -8,12 +8,12 @@ use super::connection::Connection;
 use super::error::Usage;
 use super::shared::{Call, Local, Shared};
 use super::validate::Validity;
-use super::{Error, ManageConnection};
+use super::{Closed, Error, ManageConnection};
 use crate::Deadline;
 use crate::fork;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{Ordering::*, fence};
 use std::thread;
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ const GOODBYES: Duration = Duration::from_secs(5);
 
 impl<M: ManageConnection> Shared<M> {
     /// Opens connections until `wanted` are idle or the pool is full; says how many it opened.
-    pub(super) fn warm_up(self: &Arc<Self>, wanted: u32) -> Result<u32, Error> {
-        let call = Call::new(self.config.connection_timeout);
+    pub(super) fn warm_up(self: &Arc<Self>, wanted: u32, place: &'static Location<'static>) -> Result<u32, Error> {
+        let call = Call::new(Some(self.config.connection_timeout), place);
         let mut opened = 0;
         // Counted once; and once more after a wait, or in a child that was forked in the middle.
         'count: loop {
@@ -74,12 +74,12 @@ impl<M: ManageConnection> Shared<M> {
 
     /// Closes what has expired, one connection at a time so that the others stay to be had. What `min_idle` keeps beyond its
     /// time is tested, so that it need not be replaced by who asks for it.
-    pub(super) fn reap(&self) {
+    pub(super) fn reap(&self, place: &'static Location<'static>) {
         let Some(local) = self.existing() else { return };
-        let call = Call::new(self.config.connection_timeout);
+        let call = Call::new(Some(self.config.connection_timeout), place);
         self.close_expired(local, Deadline::after(GOODBYES), |conn| {
             let validity = self.validate(local, conn, &call);
-            conn.client.generation() == fork::generation() && !matches!(validity, Validity::Unfit(_))
+            conn.client.generation() == fork::generation() && !matches!(validity, Validity::Unfit(..))
         });
     }
 
@@ -113,17 +113,23 @@ impl<M: ManageConnection> Shared<M> {
             let vacancy = Vacancy { local, slot, here };
             let mut conn = taken;
             let is_stale = conn.times.is_stale(now);
-            let ends = conn.times.has_expired(now) || (is_stale && surplus > 0) || (is_stale && !stays(&mut conn));
+            let ends = match () {
+                () if conn.times.has_expired(now) => Some(Closed::Expired),
+                () if is_stale && surplus > 0 => Some(Closed::Idle),
+                () if is_stale && !stays(&mut conn) => Some(Closed::Invalid),
+                () => None,
+            };
             if fork::generation() != here {
                 std::mem::forget(conn);
                 return; // The test forked, and this is the child: the slots are its parent's.
             }
             let slot = vacancy.keep();
-            if ends {
-                surplus = surplus.saturating_sub(1);
-                conn.end_by(by, slot);
-            } else {
-                self.check_in_by(by, slot, conn);
+            match ends {
+                Some(why) => {
+                    surplus = surplus.saturating_sub(1);
+                    conn.end_by(by, slot, why);
+                }
+                None => self.check_in_by(by, slot, conn),
             }
             if fork::generation() != here {
                 return; // A goodbye forked.
@@ -137,10 +143,38 @@ impl<M: ManageConnection> Shared<M> {
         let (by, here) = (Deadline::after(GOODBYES), fork::generation());
         for (slot, place) in local.bag.slots.iter() {
             if let Some(conn) = place.take_idle() {
-                conn.end_by(by, slot);
+                conn.end_by(by, slot, Closed::Disconnected);
             }
             if fork::generation() != here {
                 return;
+            }
+        }
+    }
+
+    /// Whatever was opened before now goes: what is idle at once, what is lent when it comes back.
+    pub(super) fn evict(&self) {
+        let Some(local) = self.existing() else { return };
+        let before = local.epoch.fetch_add(1, Relaxed);
+        self.close_before(local, before + 1, Deadline::after(GOODBYES));
+    }
+
+    /// So many connections at most from here on.
+    pub(super) fn resize(&self, max_size: u32) {
+        self.max_size.store(max_size, SeqCst);
+        // Either we see the part that another thread is making, or it sees the new size.
+        fence(SeqCst);
+        if let Some(local) = self.existing() {
+            self.fit_size(local, Deadline::after(GOODBYES));
+        }
+    }
+
+    /// Has as many slots as there should be.
+    #[cold]
+    pub(super) fn fit_size(&self, local: &Local<M>, by: Deadline) {
+        let here = fork::generation();
+        for (slot, conn) in local.bag.resize(|| self.max_size.load(SeqCst) as usize) {
+            if fork::generation() == here {
+                conn.end_by(by, slot, Closed::Surplus);
             }
         }
     }
@@ -159,6 +193,7 @@ impl<M: ManageConnection> Shared<M> {
         let mut first = None;
         for mut conn in local.bag.close() {
             conn.client.goodbye_by(by);
+            conn.leaves(Closed::PoolClosed);
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(conn))) {
                 first.get_or_insert(panic);
             }

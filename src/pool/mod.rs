@@ -11,17 +11,23 @@ mod connect;
 mod connection;
 mod dial;
 mod error;
+pub mod event;
 mod expiry;
+mod extensions;
 mod guard;
+mod holders;
+mod hooks;
 mod lookup;
 mod maintenance;
 mod manager;
 #[cfg(all(test, forksafe_loom))]
 mod model;
+mod observer;
 mod queue;
 mod shared;
 #[allow(unsafe_code, reason = "the array of slots is the one other place for it")]
 mod slots;
+mod statistics;
 mod typical;
 mod validate;
 
@@ -32,14 +38,20 @@ pub use builder::Builder;
 #[cfg(feature = "testing")]
 pub(crate) use clock::advance;
 pub use dial::{Dial, DialError, Target};
-pub use error::Error;
+pub use error::{Error, ErrorKind};
+use event::Holder;
+pub use extensions::Extensions;
 pub use guard::PooledConnection;
+pub use hooks::{CustomizeConnection, HandleError, LoggingErrorHandler, NopConnectionCustomizer, NopErrorHandler};
 pub use manager::{Fault, ManageConnection, Reset, Unread};
+pub use statistics::{Closed, ClosedCounts, Statistics};
 
 use crate::Deadline;
 use builder::Config;
+use hooks::Hooks;
 use shared::Shared;
 use std::fmt;
+use std::panic::Location;
 use std::sync::atomic::Ordering::*;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -101,8 +113,8 @@ impl<M: ManageConnection> Pool<M> {
         Builder::default()
     }
 
-    fn from_parts(config: Config, manager: M) -> Self {
-        Self(Shared::new(config, manager))
+    fn from_parts(config: Config, hooks: Hooks<M>, manager: M) -> Self {
+        Self(Shared::new(config, hooks, manager))
     }
 
     /// Lends a connection: an idle one, or a new one if there is room, or the next that comes back. That goes to whoever is
@@ -115,12 +127,14 @@ impl<M: ManageConnection> Pool<M> {
     /// - [`Error::is_timeout`]: none came free in time. The message says how many are in use.
     /// - [`Error::is_connect`]: a new one could not be opened. Reported at once, not tried again until the timeout.
     ///   Also when the deadline came in the middle of it.
+    /// - [`Error::is_queue_full`]: none was free, and [as many as may](Builder::max_waiting) were waiting.
     /// - [`Error::is_closed`]: the pool was closed, here or in the parent before the fork.
     /// - [`Error::is_unprotected`]: the new connection's descriptors could not be found, so it was closed; or this is a
     ///   child that may share its parent's descriptor table (`CLONE_FILES`).
     #[inline]
+    #[track_caller]
     pub fn get(&self) -> Result<PooledConnection<M>, Error> {
-        self.0.check_out(self.0.config.connection_timeout)
+        self.0.check_out(Some(self.0.config.connection_timeout), Location::caller())
     }
 
     /// As [`get`](Self::get), with a timeout for this call. Zero: an idle connection now, or a timeout. (Then
@@ -131,16 +145,18 @@ impl<M: ManageConnection> Pool<M> {
     ///
     /// As [`get`](Self::get).
     #[inline]
+    #[track_caller]
     pub fn get_timeout(&self, timeout: Duration) -> Result<PooledConnection<M>, Error> {
-        self.0.check_out(timeout)
+        self.0.check_out(Some(timeout), Location::caller())
     }
 
     /// Lends an idle connection if there is one: waits for nobody and opens none.
     /// (With [`test_on_check_out`](Builder::test_on_check_out) it still asks the server, as [`get_timeout`](Self::get_timeout) of
     /// zero does.)
     #[inline]
+    #[track_caller]
     pub fn try_get(&self) -> Option<PooledConnection<M>> {
-        self.0.check_out(Duration::ZERO).ok()
+        self.0.check_out(None, Location::caller()).ok()
     }
 
     /// Opens connections until `n` are idle or the pool is full; returns how many it opened. For a worker that wants
@@ -149,16 +165,41 @@ impl<M: ManageConnection> Pool<M> {
     /// # Errors
     ///
     /// As [`get`](Self::get). What had been opened before the error stays.
+    #[track_caller]
     pub fn warm_up(&self, n: u32) -> Result<u32, Error> {
-        self.0.warm_up(n)
+        self.0.warm_up(n, Location::caller())
     }
 
     /// Closes idle connections that have expired, and opens new ones up to [`min_idle`](Builder::min_idle). The pool
     /// runs no thread: expired connections are otherwise closed when somebody comes upon them. Errors of opening are
-    /// left to the next [`get`](Self::get).
+    /// left to the next [`get`](Self::get). Tells the [event handler](Builder::event_handler) of connections that have been lent for
+    /// [too long](Builder::leak_threshold).
+    #[track_caller]
     pub fn maintain(&self) {
-        self.0.reap();
-        let _ = self.0.warm_up(self.0.config.min_idle.unwrap_or(0));
+        let place = Location::caller();
+        self.0.reap(place);
+        let _ = self.0.warm_up(self.0.config.min_idle.unwrap_or(0), place);
+        if let Some(local) = self.0.ready() {
+            self.0.tell_leaks(local);
+        }
+    }
+
+    /// Closes what was opened before now (soft eviction): idle connections at once, lent ones when they come back. For a
+    /// failover that you know of, or credentials that were revoked. The goodbyes of the idle ones take five seconds at most, together.
+    pub fn evict(&self) {
+        self.0.evict();
+    }
+
+    /// Changes how many connections this process, and the children that it forks from now on, may have. If there are more,
+    /// idle ones are closed now and lent ones as they come back. See [`Builder::max_size`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::is_config`] for a size that makes no sense; nothing is changed then.
+    pub fn resize(&self, max_size: u32) -> Result<(), Error> {
+        builder::check_size(max_size, self.0.config.min_idle)?;
+        self.0.resize(max_size);
+        Ok(())
     }
 
     /// Closes the idle connections of this process. The pool stays usable. For a master that is about to fork and wants
@@ -187,17 +228,62 @@ impl<M: ManageConnection> Pool<M> {
     /// What this process's part of the pool looks like at the moment.
     pub fn state(&self) -> State {
         let closed = self.0.is_closed();
-        let nothing = State { connections: 0, idle_connections: 0, waiting: 0, unknown_descriptors: 0, closed };
+        let nothing = State {
+            connections: 0,
+            idle_connections: 0,
+            connecting: 0,
+            waiting: 0,
+            unknown_descriptors: 0,
+            leaks: Vec::new(),
+            closed,
+        };
         self.0.existing().map_or(nothing, |local| {
             let idle = local.bag.slots.idle();
             State {
                 connections: local.bag.slots.occupied().max(idle) as u32,
                 idle_connections: idle as u32,
+                connecting: local.counters.connecting.load(Relaxed) as u32,
                 waiting: local.bag.waiting() as u32,
                 unknown_descriptors: local.unknown.load(Relaxed),
+                leaks: self.0.held_too_long(local).map(|(_, holder)| holder).collect(),
                 closed,
             }
         })
+    }
+
+    /// What has happened in this process's part of the pool. `None` before its first use here, and so in a child until it uses
+    /// the pool.
+    ///
+    /// ```
+    /// # use forksafe::{ManageConnection, Pool};
+    /// # struct Numbers;
+    /// # impl ManageConnection for Numbers {
+    /// #     type Connection = u32;
+    /// #     type Error = std::convert::Infallible;
+    /// #     fn connect(&self) -> Result<u32, Self::Error> { Ok(7) }
+    /// #     fn is_valid(&self, _: &mut u32) -> Result<(), Self::Error> { Ok(()) }
+    /// #     fn has_broken(&self, _: &mut u32) -> bool { false }
+    /// # }
+    /// use forksafe::Closed;
+    ///
+    /// let pool = Pool::builder().max_uses(Some(3)).build(Numbers)?;
+    /// for _ in 0..4 {
+    ///     pool.get()?;
+    /// }
+    /// let statistics = pool.statistics().unwrap();
+    /// assert_eq!((statistics.lent, statistics.created), (4, 2));
+    /// assert_eq!(statistics.closed.of(Closed::Used), 1);
+    /// # Ok::<_, forksafe::Error>(())
+    /// ```
+    pub fn statistics(&self) -> Option<Statistics> {
+        let local = self.0.existing()?;
+        let lent = local.bag.slots.all_loans();
+        Some(local.counters.read(lent, crate::fork::generation()))
+    }
+
+    /// See [`Builder::name`].
+    pub fn name(&self) -> Option<&str> {
+        self.0.config.name.as_deref()
     }
 
     /// A handle that does not keep the pool open.
@@ -212,7 +298,7 @@ impl<M: ManageConnection> Pool<M> {
 
     /// See [`Builder::max_size`].
     pub fn max_size(&self) -> u32 {
-        self.0.config.max_size
+        self.0.max_size.load(Relaxed)
     }
 
     /// See [`Builder::min_idle`].
@@ -259,7 +345,9 @@ impl<M: ManageConnection> Drop for Pool<M> {
 
 impl<M: ManageConnection> fmt::Debug for Pool<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("state", &self.state()).field("config", &self.0.config).finish_non_exhaustive()
+        let mut shown = f.debug_struct("Pool");
+        shown.field("state", &self.state()).field("statistics", &self.statistics());
+        shown.field("config", &self.0.config).field("hooks", &self.0.hooks).finish_non_exhaustive()
     }
 }
 
@@ -288,18 +376,22 @@ impl<M: ManageConnection> fmt::Debug for WeakPool<M> {
 }
 
 /// One process's part of a pool, counted without stopping anybody: numbers of the same moment, more or less.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct State {
     /// Connections that are idle, lent or being opened.
     pub connections: u32,
     /// Those of them that are idle.
     pub idle_connections: u32,
+    /// Those of them that are being opened.
+    pub connecting: u32,
     /// Threads that wait for one.
     pub waiting: u32,
     /// Connections whose descriptors nobody knows: a child abandons them, but they stay open there. See
     /// [`Builder::require_known_descriptors`].
     pub unknown_descriptors: u32,
+    /// Who has had a connection for longer than [`Builder::leak_threshold`], if that is set.
+    pub leaks: Vec<Holder>,
     /// Whether the pool is closed.
     pub closed: bool,
 }

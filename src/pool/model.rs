@@ -49,16 +49,16 @@ fn give_back(item: Box<Item>) {
 /// All have come at the same time: which of them is first in line is for the model to say, not for the clock.
 fn patient() -> Wish {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    Wish { near: 0, since: *START, deadline: Deadline::NEVER, connect_by: Deadline::NEVER }
+    Wish { near: 0, since: *START, deadline: Deadline::NEVER, connect_by: Deadline::NEVER, max_waiting: usize::MAX }
 }
 
 /// As the pool does it: takes, uses, and puts back; or makes what is missing.
 fn use_one((bag, holders): &Shared) {
-    let item = match bag.acquire(patient()) {
+    let item = match bag.acquire(patient()).map(|acquired| acquired.taken) {
         Ok(Taken::Idle(_, item)) => item,
         Ok(Taken::Vacant(slot)) => Box::new(Item { bag: Arc::clone(bag), slot, holders: Arc::clone(holders) }),
         Err(Refusal::Closed) => return,
-        Err(Refusal::Timeout) => unreachable!("never is not too late"),
+        Err(Refusal::Timeout | Refusal::Full) => unreachable!("never is not too late, and nobody is one too many"),
     };
     hold(item);
 }
@@ -165,5 +165,37 @@ fn loom_closing_ends_every_wait_and_empties_the_bag() {
         assert!(shared.0.wait_until_empty(Deadline::NEVER));
         threads.map(|thread| thread.join().unwrap());
         assert_eq!(shared.0.slots.occupied(), 0);
+    });
+}
+
+/// Each way to come to the one slot that is left: idle, lent, or waited for.
+#[test]
+fn loom_a_bag_that_shrinks_keeps_what_is_left_to_be_had() {
+    model(|| {
+        let shared = stocked(2, 1);
+        let other = also(&shared, use_one);
+        for (slot, item) in shared.0.resize(|| 1) {
+            drop(item);
+            shared.0.vacate(slot);
+        }
+        use_one(&shared);
+        other.join().unwrap();
+        assert_eq!((shared.0.slots.size(), shared.0.slots.occupied(), shared.0.waiting()), (1, 1, 0));
+        drop(shared.0.close());
+    });
+}
+
+/// What is lent stays so until who waits has been served.
+#[test]
+fn loom_who_waits_hears_of_a_bag_that_grows() {
+    model(|| {
+        let shared = stocked(1, 1);
+        let (_, item) = shared.0.slots.take_idle(0).unwrap();
+        let waits = also(&shared, use_one);
+        assert!(shared.0.resize(|| 2).is_empty());
+        waits.join().unwrap();
+        give_back(item);
+        assert_eq!((shared.0.slots.size(), shared.0.slots.idle()), (2, 2));
+        drop(shared.0.close());
     });
 }

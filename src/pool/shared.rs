@@ -5,16 +5,19 @@ use super::bag::Bag;
 use super::builder::Config;
 use super::clock::Coarse;
 use super::connection::Connection;
-use super::error::{Named, Source, Usage};
+use super::error::{Named, Source};
 use super::expiry::Limits;
+use super::hooks::Hooks;
+use super::statistics::Counters;
 use super::typical::Typical;
 use super::{Error, ManageConnection};
 use crate::Deadline;
 use crate::fork::hooks::{self, Due};
 use crate::fork::{self, PerProcess};
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*, fence};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// What the handles of a pool share, in every process. All that changes, but for counters that children may inherit, is in
@@ -23,6 +26,13 @@ pub(super) struct Shared<M: ManageConnection> {
     pub(super) config: Config,
     pub(super) limits: Limits,
     pub(super) manager: M,
+    pub(super) hooks: Hooks<M>,
+    /// See [`Hooks::watch_loans`].
+    pub(super) watches_loans: bool,
+    /// As it is now. A child begins with it.
+    pub(super) max_size: AtomicU32,
+    /// How many connections this process has open. A child begins by asking how many its parent had.
+    pub(super) open: AtomicU32,
     pub(super) addresses: Arc<Addresses>,
     local: PerProcess<Local<M>, ()>,
     pub(super) handles: AtomicUsize,
@@ -34,7 +44,7 @@ pub(super) struct Shared<M: ManageConnection> {
 pub(super) struct Local<M: ManageConnection> {
     pub(super) bag: Bag<Connection<M>>,
     /// The child hooks are through, so that every thread may be served.
-    ready: AtomicBool,
+    pub(super) ready: AtomicBool,
     /// Connections of an earlier epoch are condemned: their server is not what it was.
     pub(super) epoch: AtomicU64,
     /// One that was last proved before this is a suspect: another that had rested as long turned out to be silent.
@@ -46,17 +56,24 @@ pub(super) struct Local<M: ManageConnection> {
     pub(super) test_time: Typical,
     /// How many connects have failed in a row.
     pub(super) failures: AtomicU32,
+    /// The last of these failures.
+    pub(super) last_failure: Mutex<Option<(Instant, String)>>,
+    pub(super) counters: Counters,
     /// Connections whose descriptors nobody knows.
     pub(super) unknown: Arc<AtomicU32>,
 }
 
 impl<M: ManageConnection> Shared<M> {
-    pub(super) fn new(config: Config, manager: M) -> Arc<Self> {
+    pub(super) fn new(config: Config, hooks: Hooks<M>, manager: M) -> Arc<Self> {
         let addresses = Arc::new(Addresses::resolve(manager.hosts(), config.dns_ttl));
         Arc::new(Self {
             limits: Limits::of(&config),
+            max_size: AtomicU32::new(config.max_size),
+            open: AtomicU32::new(0),
             config,
             manager,
+            watches_loans: hooks.watch_loans(),
+            hooks,
             addresses,
             local: PerProcess::new(()),
             handles: AtomicUsize::new(1),
@@ -78,6 +95,10 @@ impl<M: ManageConnection> Shared<M> {
         }
         let Ok(local) = PerProcess::get_with(&self.local, || Ok::<_, Infallible>(self.new_local()));
         fence(SeqCst);
+        if local.bag.slots.size() != self.max_size.load(SeqCst) as usize {
+            // Perhaps resized after this part was begun, by somebody who did not find it yet.
+            self.fit_size(local, call.budget(self.config.test_timeout));
+        }
         if self.closed.load(SeqCst) {
             // Perhaps after `close` had looked for a local part and found none.
             self.close_local(local, call.budget(self.config.test_timeout));
@@ -93,7 +114,7 @@ impl<M: ManageConnection> Shared<M> {
 
     fn new_local(&self) -> Local<M> {
         Local {
-            bag: Bag::new(self.config.max_size as usize),
+            bag: Bag::new(self.max_size.load(SeqCst) as usize),
             ready: AtomicBool::new(false),
             epoch: AtomicU64::new(0),
             suspect_before: AtomicU64::new(0),
@@ -101,6 +122,8 @@ impl<M: ManageConnection> Shared<M> {
             connect_time: Typical::default(),
             test_time: Typical::default(),
             failures: AtomicU32::new(0),
+            last_failure: Mutex::new(None),
+            counters: Counters::new(self.open.swap(0, Relaxed).into()),
             unknown: Arc::default(),
         }
     }
@@ -131,38 +154,40 @@ impl<M: ManageConnection> Shared<M> {
     pub(super) fn named(&self) -> Named {
         Named(self.config.name.clone())
     }
-
-    pub(super) fn usage(&self, local: &Local<M>) -> Usage {
-        let slots = &local.bag.slots;
-        let in_use = slots.occupied().saturating_sub(slots.idle()) as u32;
-        Usage { in_use, max_size: self.config.max_size, waiting: local.bag.waiting() }
-    }
-
-    pub(super) fn timed_out(&self, call: &Call, local: &Local<M>) -> Error {
-        Error::timeout(self.named(), call.timeout, self.usage(local), call.take_last())
-    }
 }
 
 /// One call of a user's, and the time that it has. There is one deadline for all that is done in it, and one budget for what
 /// has to be done about connections that others left behind.
 pub(super) struct Call {
+    /// The line that makes it.
+    pub(super) place: &'static Location<'static>,
     pub(super) begun: Instant,
     pub(super) timeout: Duration,
+    /// Nobody is surprised if it gets nothing.
+    pub(super) is_try: bool,
     pub(super) deadline: Deadline,
     /// Of tests and goodbyes, from the first of them on.
     budget: std::cell::OnceCell<Deadline>,
     /// What went wrong last, if it did not end the call.
     last: std::cell::RefCell<Option<Source>>,
+    /// It has been in line already.
+    pub(super) has_waited: std::cell::Cell<bool>,
 }
 
 impl Call {
-    pub(super) fn new(timeout: Duration) -> Self {
+    /// `None`: an idle connection now, if there is one.
+    pub(super) fn new(timeout: Option<Duration>, place: &'static Location<'static>) -> Self {
+        let is_try = timeout.is_none();
+        let timeout = timeout.unwrap_or(Duration::ZERO);
         Self {
+            is_try,
+            place,
             begun: Instant::now(),
             timeout,
             deadline: Deadline::after(timeout),
             budget: std::cell::OnceCell::new(),
             last: std::cell::RefCell::new(None),
+            has_waited: std::cell::Cell::new(false),
         }
     }
 
@@ -187,7 +212,7 @@ impl Call {
         }
     }
 
-    fn take_last(&self) -> Option<Source> {
+    pub(super) fn take_last(&self) -> Option<Source> {
         self.last.borrow_mut().take()
     }
 }

@@ -8,7 +8,7 @@ use super::clock::Coarse;
 use super::connection::Connection;
 use super::error::Source;
 use super::shared::{Call, Local, Shared};
-use super::{Fault, ManageConnection, Unread};
+use super::{Closed, Fault, ManageConnection, Unread};
 use crate::Deadline;
 use crate::fork::{self, peek};
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,8 +16,8 @@ use std::time::Instant;
 
 pub(super) enum Validity {
     Fit,
-    /// It is to be closed; with the reason, if there is one to tell.
-    Unfit(Option<Source>),
+    /// It is to be closed; with what was said of it, if anything was.
+    Unfit(Closed, Option<Source>),
     /// There is not enough time to find out, and it may be in order.
     NoTime,
     /// Its caller is not in a place to find out, and it may be in order.
@@ -30,13 +30,16 @@ const SUSPECT: u32 = 10;
 impl<M: ManageConnection> Shared<M> {
     pub(super) fn validate(&self, local: &Local<M>, conn: &mut Connection<M>, call: &Call) -> Validity {
         let now = Coarse::now();
-        if conn.epoch != local.epoch.load(Relaxed) || conn.times.has_expired(now) {
-            return Validity::Unfit(None);
+        if conn.epoch != local.epoch.load(Relaxed) {
+            return Validity::Unfit(Closed::Evicted, None);
+        }
+        if conn.times.has_expired(now) {
+            return Validity::Unfit(Closed::Expired, None);
         }
         self.begin_sweep(local, conn, now);
         let is_stale = conn.times.is_stale(now);
         if is_stale && local.bag.slots.idle() >= self.min_idle() {
-            return Validity::Unfit(None);
+            return Validity::Unfit(Closed::Idle, None);
         }
         if !is_stale && conn.times.is_proved(now, &self.limits) {
             conn.times = conn.times.looked_at(now, &self.limits);
@@ -44,12 +47,12 @@ impl<M: ManageConnection> Shared<M> {
         }
         conn.client.registration().lend();
         if !conn.client.registration().is_current() && !conn.republish() {
-            return Validity::Unfit(None);
+            return Validity::Unfit(Closed::Invalid, None);
         }
         let is_in_doubt = match self.look(conn) {
             Unread::Fine => false,
             Unread::Test => true,
-            Unread::Discard => return Validity::Unfit(None),
+            Unread::Discard => return Validity::Unfit(Closed::Invalid, None),
         };
         if self.config.test_on_check_out || is_in_doubt {
             return self.test(local, conn, call);
@@ -73,31 +76,33 @@ impl<M: ManageConnection> Shared<M> {
     fn test(&self, local: &Local<M>, conn: &mut Connection<M>, call: &Call) -> Validity {
         let here = fork::generation();
         if conn.client.generation() != here {
-            return Validity::Unfit(None); // The look forked, and this is the child.
+            return Validity::Unfit(Closed::Invalid, None); // The look forked, and this is the child.
         }
         let Some(until) = self.time_to_test(local, conn, call) else { return Validity::NoTime };
         let begun = Instant::now();
         let socket = conn.client.registration().first();
         let until = until.on(socket);
         let answer = asked::until(until, || self.manager.is_valid_within(conn.client.value_mut(), until));
+        let took = begun.elapsed();
         if fork::generation() != here {
             std::mem::forget(answer);
-            return Validity::Unfit(None);
+            return Validity::Unfit(Closed::Invalid, None);
         }
+        self.tested(local, took);
         let fault = match answer {
             Ok(()) => None,
             Err(why) => {
                 let fault = self.manager.classify(&why);
                 if fork::generation() != here {
                     std::mem::forget(why);
-                    return Validity::Unfit(None);
+                    return Validity::Unfit(Closed::Invalid, None);
                 }
                 (fault != Fault::Harmless).then_some((fault, why))
             }
         };
         match fault {
             None => {
-                local.test_time.note(begun.elapsed());
+                local.test_time.note(took);
                 let now = Coarse::now();
                 conn.times = conn.times.proved(now, &self.limits).renewed(now, &self.limits);
                 Validity::Fit
@@ -110,7 +115,7 @@ impl<M: ManageConnection> Shared<M> {
                 if fault == Fault::Server {
                     self.condemn_all(local, conn.epoch, call.budget(self.config.test_timeout));
                 }
-                Validity::Unfit(Some(Box::new(why)))
+                Validity::Unfit(Closed::Invalid, Some(self.hooks.give(why, self.may_tell(local))))
             }
         }
     }
@@ -147,16 +152,19 @@ impl<M: ManageConnection> Shared<M> {
     /// since, and nothing is said of those.
     #[cold]
     pub(super) fn condemn_all(&self, local: &Local<M>, of: u64, by: Deadline) {
-        let epoch = of + 1;
-        if local.epoch.compare_exchange(of, epoch, Relaxed, Relaxed).is_err() {
-            return;
+        if local.epoch.compare_exchange(of, of + 1, Relaxed, Relaxed).is_ok() {
+            self.addresses.doubt();
+            self.close_before(local, of + 1, by);
         }
-        self.addresses.doubt();
+    }
+
+    /// Closes idle connections of earlier epochs. Lent ones are when they come back.
+    pub(super) fn close_before(&self, local: &Local<M>, epoch: u64, by: Deadline) {
         let here = fork::generation();
         for (slot, place) in local.bag.slots.iter() {
             let Some(conn) = place.take_idle() else { continue };
             if conn.epoch < epoch {
-                conn.end_by(by, slot);
+                conn.end_by(by, slot, Closed::Evicted);
             } else {
                 self.check_in_by(by, slot, conn);
             }
