@@ -7,12 +7,13 @@ use super::{CustomizeConnection, Error, HandleError, ManageConnection, addresses
 use crate::Deadline;
 use std::fmt;
 use std::panic::Location;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Settings, checked once when the pool is built.
 #[derive(Clone, Debug)]
 pub(super) struct Config {
-    pub(super) name: Option<String>,
+    pub(super) name: Option<Arc<str>>,
     pub(super) dns_ttl: Duration,
     pub(super) max_size: u32,
     pub(super) min_idle: Option<u32>,
@@ -27,6 +28,7 @@ pub(super) struct Config {
     pub(super) max_uses: Option<u32>,
     pub(super) max_waiting: Option<u32>,
     pub(super) leak_threshold: Option<Duration>,
+    pub(super) slow_threshold: Duration,
 }
 
 /// A slot is 192 bytes: beyond this it is a mistake, not a wish.
@@ -109,6 +111,7 @@ impl<M: ManageConnection> Default for Builder<M> {
             max_uses: None,
             max_waiting: None,
             leak_threshold: None,
+            slow_threshold: Duration::from_secs(2),
         };
         Self { config, hooks: Hooks::default() }
     }
@@ -123,7 +126,7 @@ impl<M: ManageConnection> Builder<M> {
     /// A name for people who read its errors, its logs and its metrics. Default: none.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.config.name = Some(name.into());
+        self.config.name = Some(name.into().into());
         self
     }
 
@@ -261,6 +264,14 @@ impl<M: ManageConnection> Builder<M> {
     #[must_use]
     pub fn leak_threshold(mut self, threshold: Option<Duration>) -> Self {
         self.config.leak_threshold = threshold;
+        self
+    }
+
+    /// A `get` that took longer than this, though it got a connection, is [counted](super::Statistics::slow) as a slow one, and with
+    /// the feature `tracing` it is a warning. Default 2 seconds (as in sqlx).
+    #[must_use]
+    pub fn slow_threshold(mut self, threshold: Duration) -> Self {
+        self.config.slow_threshold = threshold;
         self
     }
 

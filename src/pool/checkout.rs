@@ -87,11 +87,10 @@ impl<M: ManageConnection> Shared<M> {
         slot: usize,
         call: &Call,
     ) -> Option<PooledConnection<M>> {
-        if !self.watches_loans {
-            return Some(self.lend(local, conn, slot, Coarse::now(), call.place));
-        }
         let (id, here) = (conn.id, fork::generation());
-        conn.lent_at = Instant::now();
+        if self.watches_loans {
+            conn.lent_at = Instant::now();
+        }
         let lent = self.lend(local, conn, slot, Coarse::now(), call.place);
         self.lent(local, id, call);
         (fork::generation() == here).then_some(lent)
@@ -244,11 +243,12 @@ impl<M: ManageConnection> Shared<M> {
     /// Closed before its slot is used again.
     fn close_unfit<'a>(
         &self,
-        mut conn: Box<Connection<M>>,
+        conn: Box<Connection<M>>,
         vacancy: Vacancy<'a, M>,
         why: Closed,
         call: &Call,
     ) -> Checked<'a, M> {
+        let mut conn = conn; // Goes before the vacancy does, also by a panic.
         conn.leaves(why);
         conn.client.goodbye_by(call.budget(self.config.test_timeout));
         drop(conn);

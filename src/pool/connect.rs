@@ -183,8 +183,9 @@ impl<M: ManageConnection> Shared<M> {
             mem::forget(why);
             return Connected::Forked;
         }
-        self.not_opened(local);
-        *lock(&local.last_failure) = Some((Instant::now(), why.to_string()));
+        let text = why.to_string();
+        self.not_opened(local, &text);
+        *lock(&local.last_failure) = Some((Instant::now(), text));
         if fault == Fault::Server {
             self.addresses.doubt();
         }

@@ -177,13 +177,16 @@ impl<M: ManageConnection> Connection<M> {
 
     /// Takes the connection out of the pool.
     pub(super) fn detach<T>(self, number: usize, why: Closed, then: impl FnOnce(Guarded<M::Connection>) -> T) -> T {
-        let made_in = self.client.generation();
-        let _vacates = Vacates { number, made_in, pool: Arc::clone(&self.pool) };
-        self.leaves(why);
-        let Self { client, attached, unknown, .. } = self;
-        drop(unknown);
-        drop(attached);
-        then(client)
+        let _vacates = Vacates { number, made_in: self.client.generation(), pool: Arc::clone(&self.pool) };
+        // Gone before its slot is given up, also if one of these panics.
+        let ends = move || {
+            self.leaves(why);
+            let Self { client, attached, unknown, .. } = self;
+            drop(unknown);
+            drop(attached);
+            then(client)
+        };
+        ends()
     }
 }
 

@@ -5,6 +5,7 @@ use crate::fork::Inherited;
 use std::error::Error as _;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -69,7 +70,7 @@ enum Kind {
 
 /// A pool, for people: nothing if it has no name.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Named(pub(crate) Option<String>);
+pub(crate) struct Named(pub(crate) Option<Arc<str>>);
 
 impl fmt::Display for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,7 +4,6 @@ use super::clock::Coarse;
 use super::error::{Source, Usage};
 use super::shared::{Call, Local, Shared};
 use super::slots::Loan;
-use super::statistics::add;
 use super::{Error, Holder, ManageConnection};
 use crate::fork;
 use std::cell::Cell;
@@ -82,19 +81,21 @@ impl<M: ManageConnection> Shared<M> {
     /// The error of a call that has got nothing, with what is known of the reason.
     #[cold]
     pub(super) fn timed_out(&self, call: &Call, local: &Local<M>) -> Error {
+        let usage = self.usage(local);
         if !call.is_try {
-            self.ran_out(local, call.timeout);
+            self.ran_out(local, call.timeout, &usage);
             self.tell_leaks(local);
         }
         let why = call.take_last().or_else(|| last_failure(local));
-        Error::timeout(self.named(), call.timeout, self.usage(local), why)
+        Error::timeout(self.named(), call.timeout, usage, why)
     }
 
     /// The error of a call that may not even wait.
     #[cold]
     pub(super) fn turned_away(&self, local: &Local<M>) -> Error {
-        add(&local.counters.turned_away, 1);
-        Error::queue_full(self.named(), self.usage(local))
+        let usage = self.usage(local);
+        self.refused_to_wait(local, &usage);
+        Error::queue_full(self.named(), usage)
     }
 }
 

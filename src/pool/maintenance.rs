@@ -193,8 +193,11 @@ impl<M: ManageConnection> Shared<M> {
         let mut first = None;
         for mut conn in local.bag.close() {
             conn.client.goodbye_by(by);
-            conn.leaves(Closed::PoolClosed);
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(conn))) {
+            let ends = || {
+                conn.leaves(Closed::PoolClosed);
+                drop(conn);
+            };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(ends)) {
                 first.get_or_insert(panic);
             }
         }

@@ -28,6 +28,8 @@ mod shared;
 #[allow(unsafe_code, reason = "the array of slots is the one other place for it")]
 mod slots;
 mod statistics;
+#[cfg(any(feature = "tracing", feature = "metrics"))]
+mod telemetry;
 mod typical;
 mod validate;
 
@@ -181,6 +183,7 @@ impl<M: ManageConnection> Pool<M> {
         let _ = self.0.warm_up(self.0.config.min_idle.unwrap_or(0), place);
         if let Some(local) = self.0.ready() {
             self.0.tell_leaks(local);
+            self.0.tell_state(local);
         }
     }
 

@@ -105,7 +105,11 @@ impl<M: ManageConnection> Shared<M> {
             return Err(Error::closed(self.named()));
         }
         match due {
-            Due::Through => local.ready.store(true, Release),
+            Due::Through if !local.ready.load(Acquire) => {
+                local.ready.store(true, Release);
+                self.begun(local);
+            }
+            Due::Through => {}
             Due::Inside => {}
             Due::TooLate => return Err(self.timed_out(call, local)),
         }

@@ -117,6 +117,8 @@ pub struct Statistics {
     pub waited: u64,
     /// How long callers have waited in line, together, those that waited in vain included.
     pub wait_time: Duration,
+    /// Calls that got a connection, but took longer than [`slow_threshold`](crate::Builder::slow_threshold).
+    pub slow: u64,
     /// Calls that ended with a [timeout](crate::Error::is_timeout).
     pub timed_out: u64,
     /// Calls that were turned away because [so many](crate::Builder::max_waiting) waited already.
@@ -144,6 +146,7 @@ pub struct Statistics {
 pub(super) struct Counters {
     pub(super) waited: AtomicU64,
     pub(super) wait_nanos: AtomicU64,
+    pub(super) slow: AtomicU64,
     pub(super) timed_out: AtomicU64,
     pub(super) turned_away: AtomicU64,
     pub(super) created: AtomicU64,
@@ -173,6 +176,7 @@ impl Counters {
             lent,
             waited: read(&self.waited),
             wait_time: time(&self.wait_nanos),
+            slow: read(&self.slow),
             timed_out: read(&self.timed_out),
             turned_away: read(&self.turned_away),
             created: read(&self.created),

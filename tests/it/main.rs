@@ -54,4 +54,5 @@ mod servers;
 mod statistics;
 mod storm;
 mod tap;
+mod telemetry;
 mod witness;
