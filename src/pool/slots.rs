@@ -172,6 +172,9 @@ const LINES: usize = 64;
 #[repr(align(128))]
 struct Line<T>([Slot<T>; PER_LINE]);
 
+// What a slot costs, beside its connection.
+const _: () = assert!(size_of::<Line<()>>() + size_of::<Meter>() <= 192);
+
 /// The slots of one process's pool.
 pub(super) struct Slots<T> {
     first: Block<T>,

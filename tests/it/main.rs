@@ -41,6 +41,7 @@ mod postgres_runtime;
 mod postgres_sessions;
 mod postgres_time;
 mod private_postgres;
+mod r2d2_users;
 mod reconnect;
 mod redis_answers;
 mod redis_driver;
