@@ -43,11 +43,13 @@
 //!
 //! | | |
 //! | --- | --- |
-//! | [`Pool`], [`Builder`], [`PooledConnection`] | shaped after r2d2 |
+//! | [`Pool`], [`Builder`], [`PooledConnection`] | shaped after r2d2; [`migrating`] says what differs |
+//! | [`CustomizeConnection`], [`event`], [`Statistics`], [`Extensions`] | what is done about connections, and told of them |
 //! | [`ManageConnection`], [`Attempt`], [`Deadline`] | what a driver implements; one line makes an `AsFd` client safe. [`wrap`] says how |
 //! | [`fork`] | without the pool: [`fork::PerProcess`] for anything that a child must make anew, [`fork::Guarded`] and [`fork::Registration`] for clients of your own, [`fork::on_child`] |
 //! | feature `redis` | `impl ManageConnection for redis::Client`, and `redis::RedisManager` with options |
 //! | feature `postgres` | `postgres::PostgresManager`, for `postgres::Client`s |
+//! | features `tracing`, `metrics` | what happens in a pool, for a subscriber or a recorder |
 //! | feature `testing` | `testing`: children with deadlines, every way of forking, servers that judge; `testing::guide` says how to prove that a program survives fork |
 //!
 //! `use forksafe::*` is not supported: modules have the names of the crates that they are for.
@@ -66,6 +68,7 @@ compile_error!("forksafe supports Linux so far; the README's section on other Un
 mod deadline;
 #[allow(unsafe_code, reason = "the fork layer is what unsafe code is quarantined to")]
 pub mod fork;
+pub mod migrating;
 mod pool;
 #[cfg(feature = "postgres")]
 pub mod postgres;
