@@ -31,7 +31,7 @@ pub(super) struct Config {
     pub(super) slow_threshold: Duration,
 }
 
-/// A slot is 192 bytes: beyond this it is a mistake, not a wish.
+/// A slot is 136 to 256 bytes: beyond this it is a mistake, not a wish.
 const MOST: u32 = 1 << 16;
 
 /// Whether a pool may have this size.

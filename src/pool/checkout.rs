@@ -67,13 +67,12 @@ impl<M: ManageConnection> Shared<M> {
     #[inline]
     fn lend_since(
         local: &Local<M>,
-        mut conn: Box<Connection<M>>,
+        conn: Box<Connection<M>>,
         slot: usize,
         since: Coarse,
         place: &'static Location<'static>,
     ) -> PooledConnection<M> {
         conn.client.registration().lend();
-        conn.uses_left -= 1;
         local.bag.slots.meter(slot).lend(place, since.as_nanos(), this_thread());
         LAST_SLOT.set(slot);
         PooledConnection::new(conn, slot)
@@ -139,7 +138,7 @@ impl<M: ManageConnection> Shared<M> {
                 }
                 return Err(self.timed_out(&call, local));
             }
-            match self.connect(local, call.deadline) {
+            match self.connect(local, vacancy.slot, call.deadline) {
                 Connected::Fit(conn) => match self.ask_before_acquire(conn, vacancy, &call) {
                     Checked::Fit(conn, slot) => {
                         if let Some(lent) = self.hand_over(local, conn, slot, &call) {

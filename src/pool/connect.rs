@@ -40,7 +40,8 @@ enum Failure<E> {
 }
 
 impl<M: ManageConnection> Shared<M> {
-    pub(super) fn connect(self: &Arc<Self>, local: &Local<M>, deadline: Deadline) -> Connected<M> {
+    /// For a slot of the caller's.
+    pub(super) fn connect(self: &Arc<Self>, local: &Local<M>, slot: usize, deadline: Deadline) -> Connected<M> {
         let mut begun = Instant::now();
         let failures = local.failures.load(Relaxed);
         let _connecting = Connecting::begin(&local.counters.connecting);
@@ -62,7 +63,7 @@ impl<M: ManageConnection> Shared<M> {
                 *lock(&local.last_failure) = None;
                 local.bag.open_gate();
                 let here = client.generation();
-                let conn = self.connection(local, client, epoch, took);
+                let conn = self.connection(local, slot, client, epoch, took);
                 if fork::generation() == here { Connected::Fit(conn) } else { Connected::Forked }
             }
             Ok(None) => Connected::Forked,
@@ -150,15 +151,17 @@ impl<M: ManageConnection> Shared<M> {
     fn connection(
         self: &Arc<Self>,
         local: &Local<M>,
+        slot: usize,
         client: Guarded<M::Connection>,
         epoch: u64,
         took: Duration,
     ) -> Box<Connection<M>> {
         let now = Instant::now();
+        let loans = local.bag.slots.meter(slot).loans();
         let mut connection = Box::new(Connection {
             attached: Attached::nothing(),
             client,
-            uses_left: self.config.max_uses.map_or(u64::MAX, u64::from),
+            last_loan: self.config.max_uses.map_or(u64::MAX, |uses| loans + u64::from(uses)),
             is_watched: self.watches_loans,
             id: 0,
             opened_at: now,

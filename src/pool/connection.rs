@@ -19,8 +19,8 @@ pub(super) struct Connection<M: ManageConnection> {
     pub(super) attached: Attached,
     pub(super) client: Guarded<M::Connection>,
     pub(super) times: Times,
-    /// How often it may still be lent.
-    pub(super) uses_left: u64,
+    /// After so many loans of its slot it has been lent often enough.
+    pub(super) last_loan: u64,
     /// See [`Local::epoch`].
     pub(super) epoch: u64,
     /// It is to be closed when it comes back.
@@ -61,14 +61,15 @@ impl<M: ManageConnection> Connection<M> {
     /// Why it may not go back, after all that its manager does about it. Any of its methods may fork: in the child the others are
     /// not asked about a client that is the parent's.
     #[inline]
-    pub(super) fn why_it_ends(&mut self) -> Option<Closed> {
+    pub(super) fn why_it_ends(&mut self, slot: usize) -> Option<Closed> {
         if self.condemned {
             return Some(Closed::Broken);
         }
-        if self.epoch != self.local().epoch.load(Relaxed) {
+        let local = self.local();
+        if self.epoch != local.epoch.load(Relaxed) {
             return Some(Closed::Evicted);
         }
-        if self.uses_left == 0 {
+        if local.bag.slots.meter(slot).loans() >= self.last_loan {
             return Some(Closed::Used);
         }
         let is_in_order = !self.pool.manager.has_broken(self.client.value_mut())

@@ -233,7 +233,7 @@ impl<M: ManageConnection> Drop for PooledConnection<M> {
         if thread::panicking() {
             return;
         }
-        if let Some(why) = ends.connection().why_it_ends() {
+        if let Some(why) = ends.connection().why_it_ends(slot) {
             ends.why = why;
             return;
         }

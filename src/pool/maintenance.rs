@@ -39,7 +39,7 @@ impl<M: ManageConnection> Shared<M> {
                 let Some(slot) = local.bag.slots.take_vacant() else { break };
                 let vacancy = Vacancy { local, slot, here };
                 let by = if call.timeout.is_zero() { call.budget(GOODBYES) } else { call.deadline };
-                match self.connect(local, by) {
+                match self.connect(local, slot, by) {
                     Connected::Fit(conn) => {
                         self.check_in_by(by, vacancy.keep(), conn);
                         opened += 1;

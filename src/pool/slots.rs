@@ -173,7 +173,7 @@ const LINES: usize = 64;
 struct Line<T>([Slot<T>; PER_LINE]);
 
 // What a slot costs, beside its connection.
-const _: () = assert!(size_of::<Line<()>>() + size_of::<Meter>() <= 192);
+const _: () = assert!(size_of::<Line<()>>() + size_of::<Meter>() <= 256);
 
 /// The slots of one process's pool.
 pub(super) struct Slots<T> {

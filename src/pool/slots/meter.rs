@@ -1,14 +1,15 @@
 //! Who has what was lent, since when, and which line asked for it.
 //!
-//! Plain stores by the holder, on a cache line of the slot's own; read by whoever has to be told. One that is read in the middle of
+//! Plain stores by the holder, on cache lines of the slot's own; read by whoever has to be told. One that is read in the middle of
 //! a change may show a bit of both loans: nothing is decided by it.
 
 use std::panic::Location;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
+/// Two cache lines: the processor fetches them in pairs.
 #[derive(Default)]
-#[repr(align(64))]
+#[repr(align(128))]
 pub(in crate::pool) struct Meter {
     /// How many loans there were, this one included.
     loans: AtomicU64,
