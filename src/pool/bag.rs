@@ -19,7 +19,7 @@ use super::typical::Typical;
 use crate::Deadline;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, yield_now};
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// What one gets: a slot, with a connection or with the right to make one.
@@ -64,13 +64,15 @@ pub(super) struct Bag<T> {
     emptied: Condvar,
     /// Until then no vacant slot is given out: the server has no room, or is away.
     gate: AtomicU64,
+    /// How many slots there are to be. Changed under the lock.
+    wanted: AtomicUsize,
     /// How long a thread takes to wake up when it is told something.
     lag: Typical,
 }
 
-/// What was asked for, and how long it was waited for in line.
+/// What one got, and how long one has waited in line for it.
 pub(super) struct Acquired<T> {
-    pub(super) taken: Taken<T>,
+    pub(super) outcome: Result<Taken<T>, Refusal>,
     pub(super) waited: Option<Duration>,
 }
 
@@ -86,15 +88,17 @@ impl<T> Bag<T> {
             queue: Mutex::new(Queue::new()),
             emptied: Condvar::new(),
             gate: AtomicU64::new(0),
+            wanted: AtomicUsize::new(size),
             lag: Typical::default(),
         }
     }
 
     /// A connection or the right to make one, waiting for it until the deadline.
-    pub(super) fn acquire(&self, wish: Wish) -> Result<Acquired<T>, Refusal> {
+    pub(super) fn acquire(&self, wish: Wish) -> Acquired<T> {
+        let at_once = |outcome| Acquired { outcome, waited: None };
         for look in 0..=LOOKS {
             if let Some(taken) = self.take(wish) {
-                return Ok(Acquired { taken, waited: None });
+                return at_once(Ok(taken));
             }
             if wish.deadline.is_over() {
                 break;
@@ -103,12 +107,14 @@ impl<T> Bag<T> {
                 yield_now();
             }
         }
-        let waiter = match self.join(wish)? {
-            Joined::Served(taken) => return Ok(Acquired { taken, waited: None }),
-            Joined::InLine(waiter) => waiter,
+        let waiter = match self.join(wish) {
+            Ok(Joined::Served(taken)) => return at_once(Ok(taken)),
+            Ok(Joined::InLine(waiter)) => waiter,
+            Err(refusal) => return at_once(Err(refusal)),
         };
         let begun = Instant::now();
-        self.wait(&waiter, wish).map(|taken| Acquired { taken, waited: Some(begun.elapsed()) })
+        let outcome = self.wait(&waiter, wish);
+        Acquired { outcome, waited: Some(begun.elapsed()) }
     }
 
     /// In line, until the deadline.
@@ -262,8 +268,8 @@ impl<T> Bag<T> {
             return Some(connection);
         }
         let slot = self.slots.slot(number);
-        if queue.owed > 0 {
-            queue.owed -= 1;
+        if self.has_surplus(&queue) {
+            queue.leaving += 1;
             slot.put_leaving();
             return Some(connection);
         }
@@ -299,10 +305,9 @@ impl<T> Bag<T> {
             self.emptied.notify_all();
             return;
         }
-        if slot.is_leaving() || queue.owed > 0 {
-            queue.owed -= usize::from(!slot.is_leaving());
-            self.slots.shut(number);
-            return;
+        queue.leaving -= usize::from(slot.is_leaving());
+        if self.has_surplus(&queue) {
+            return self.slots.shut(number);
         }
         // To connect takes long: there is nothing to be won by leaving it to who comes by.
         match queue.line.iter().position(|waiter| self.may_connect(waiter.connect_by)) {
@@ -426,70 +431,63 @@ impl<T> Bag<T> {
         true
     }
 
-    /// Makes it as many slots as `size` says, once those that are lent too much have come back. Idle connections that there is
-    /// no room for are the caller's to close, and their slots to give up.
+    /// Makes it as many slots as `size` says, once those that are lent too many have come back. Idle connections that there is no
+    /// room for are the caller's to close, and their slots to give up.
     pub(super) fn resize(&self, size: impl FnOnce() -> usize) -> Vec<(usize, Box<T>)> {
         let mut queue = self.lock();
         let mut closed = Vec::new();
         if queue.closed {
             return closed;
         }
-        let wanted = size();
-        let (mut missing, mut surplus) = (0, 0);
-        let leaving = self.slots.iter().filter(|(_, slot)| slot.is_leaving()).count();
-        let now = self.slots.size() - leaving - queue.owed;
-        if wanted > now {
-            missing = wanted - now;
-            let forgiven = missing.min(queue.owed);
-            queue.owed -= forgiven;
-            missing -= forgiven;
-        } else {
-            surplus = now - wanted;
-        }
+        self.wanted.store(size(), Relaxed);
+        self.open_slots();
         for (number, slot) in self.slots.iter() {
-            if missing > 0 && self.slots.reopen(number) {
-                missing -= 1;
-            } else if surplus > 0 && slot.take_vacant() {
+            if self.has_surplus(&queue) && slot.take_vacant() {
                 self.slots.count_taken(number);
                 self.slots.shut(number);
-                surplus -= 1;
+            }
+        }
+        for (number, slot) in self.slots.iter() {
+            // Of what is lent each return comes for the lock, and the first of them go.
+            while self.has_surplus(&queue) && !slot.want() {
+                if let Some(connection) = slot.take_idle() {
+                    queue.leaving += 1;
+                    slot.put_leaving();
+                    closed.push((number, connection));
+                } else if slot.take_vacant() {
+                    self.slots.count_taken(number);
+                    self.slots.shut(number);
+                }
+            }
+        }
+        self.settle(&mut queue);
+        if self.gate.load(Relaxed) != 0 {
+            queue.nudge();
+        }
+        closed
+    }
+
+    /// Under the lock: as many as are wanted, at least.
+    fn open_slots(&self) {
+        let mut missing = self.wanted().saturating_sub(self.slots.size());
+        for (number, _) in self.slots.iter() {
+            if missing > 0 && self.slots.reopen(number) {
+                missing -= 1;
             }
         }
         if missing > 0 {
             self.slots.grow(missing);
         }
-        for (number, slot) in self.slots.iter() {
-            if surplus > 0
-                && let Some(connection) = slot.take_idle()
-            {
-                slot.put_leaving();
-                closed.push((number, connection));
-                surplus -= 1;
-            }
-        }
-        queue.owed += surplus;
-        if queue.owed > 0 {
-            // Each return comes for the lock, and the first of them stay away. (An idle one that comes back meanwhile is taken again.)
-            for (number, slot) in self.slots.iter() {
-                while !slot.want() {
-                    if queue.owed > 0
-                        && let Some(connection) = slot.take_idle()
-                    {
-                        slot.put_leaving();
-                        closed.push((number, connection));
-                        queue.owed -= 1;
-                    } else if queue.owed > 0 && slot.take_vacant() {
-                        self.slots.count_taken(number);
-                        self.slots.shut(number);
-                        queue.owed -= 1;
-                    } else if queue.owed == 0 {
-                        break;
-                    }
-                }
-            }
-        }
-        self.settle(&mut queue);
-        closed
+    }
+
+    /// Under the lock: whether there are more slots than are wanted, and than are leaving already.
+    fn has_surplus(&self, queue: &Queue<T>) -> bool {
+        self.slots.size() - queue.leaving > self.wanted()
+    }
+
+    /// How many slots there are to be.
+    pub(super) fn wanted(&self) -> usize {
+        self.wanted.load(Relaxed)
     }
 
     pub(super) fn waiting(&self) -> usize {

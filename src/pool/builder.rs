@@ -1,8 +1,8 @@
 //! The settings of a pool.
 
 use super::Pool;
+use super::customize::Hooks;
 use super::event::HandleEvent;
-use super::hooks::Hooks;
 use super::{CustomizeConnection, Error, HandleError, ManageConnection, addresses::DNS_TTL};
 use crate::Deadline;
 use std::fmt;

@@ -34,12 +34,13 @@ impl<M: ManageConnection> Shared<M> {
         if let Some(local) = self.ready()
             && let Some((slot, conn)) = local.bag.slots.take_idle(LAST_SLOT.get())
         {
-            if conn.times.is_fresh(Second::now) {
+            let is_current = conn.epoch == local.epoch.load(Relaxed);
+            if is_current && conn.times.is_fresh(Second::now) {
                 let since = conn.times.fresh_until();
                 return Ok(Self::lend_since(local, conn, slot, since, place));
             }
             let now = Coarse::now();
-            if conn.times.is_trusted(now) && !self.watches_loans {
+            if is_current && conn.times.is_trusted(now) && !self.watches_loans {
                 return Ok(self.lend(local, conn, slot, now, place));
             }
             idle = Some((slot, conn));
@@ -86,7 +87,7 @@ impl<M: ManageConnection> Shared<M> {
         slot: usize,
         call: &Call,
     ) -> Option<PooledConnection<M>> {
-        let (id, here) = (conn.id, fork::generation());
+        let (id, here) = (conn.member.id, fork::generation());
         if self.watches_loans {
             conn.lent_at = Instant::now();
         }
@@ -115,8 +116,13 @@ impl<M: ManageConnection> Shared<M> {
             };
             let here = fork::generation();
             let taken = match idle.take() {
-                Some((slot, conn)) => Taken::Idle(slot, conn),
-                None => self.acquire(local, &call)?,
+                // Unless it is the parent's: somebody forked on the way here, and this is the child.
+                Some((slot, conn)) if conn.client.generation() == here => Taken::Idle(slot, conn),
+                Some(_) => continue,
+                None => match self.acquire(local, &call)? {
+                    Some(taken) => taken,
+                    None => continue,
+                },
             };
             let vacancy = match taken {
                 Taken::Vacant(slot) => Vacancy { local, slot, here },
@@ -158,7 +164,8 @@ impl<M: ManageConnection> Shared<M> {
                 Connected::Refused(error) => return Err(error),
                 Connected::Failed { why, waits } => {
                     if waits {
-                        // The slot stays vacant; what comes back, or a later attempt, may serve this call.
+                        // The slot stays vacant; what comes back, or a later attempt, may serve this call. It keeps its place.
+                        call.has_waited.set(true);
                         call.failed(why);
                     } else if let Some(error) = self.cannot_connect(here, why) {
                         return Err(error);
@@ -168,29 +175,31 @@ impl<M: ManageConnection> Shared<M> {
         }
     }
 
-    fn acquire(&self, local: &Local<M>, call: &Call) -> Result<Taken<Connection<M>>, Error> {
+    /// `None` in a child, if somebody who was told of the wait forked.
+    fn acquire(&self, local: &Local<M>, call: &Call) -> Result<Option<Taken<Connection<M>>>, Error> {
         let connect_by = self.connect_by(local, call);
         let max_waiting = match self.config.max_waiting {
             Some(max) if !call.has_waited.get() => max as usize,
             _ => usize::MAX,
         };
         let (near, since) = (LAST_SLOT.get(), call.begun);
-        let begun = Instant::now();
-        let acquired = local.bag.acquire(Wish { near, since, deadline: call.deadline, connect_by, max_waiting });
-        match acquired {
-            Ok(Acquired { taken, waited }) => {
-                if let Some(time) = waited {
-                    self.waited(local, time, call.has_waited.replace(true));
-                }
-                Ok(taken)
-            }
-            Err(Refusal::Closed) => Err(Error::closed(self.named())),
-            Err(Refusal::Full) => Err(self.turned_away(local)),
-            Err(Refusal::Timeout) => {
-                self.waited(local, begun.elapsed(), true);
-                Err(self.timed_out(call, local))
-            }
+        let wish = Wish { near, since, deadline: call.deadline, connect_by, max_waiting };
+        let Acquired { outcome, waited } = local.bag.acquire(wish);
+        let here = fork::generation();
+        if let Some(time) = waited {
+            let in_vain = outcome.is_err() || call.has_been_counted.replace(true);
+            call.has_waited.set(true);
+            self.waited(local, time, in_vain);
         }
+        if fork::generation() != here {
+            mem::forget(outcome);
+            return Ok(None);
+        }
+        outcome.map(Some).map_err(|refusal| match refusal {
+            Refusal::Closed => Error::closed(self.named()),
+            Refusal::Full => self.turned_away(call, local),
+            Refusal::Timeout => self.timed_out(call, local),
+        })
     }
 
     /// Who has less time left than a connect takes does not begin one, and leaves it to those who have. Who has half of its
@@ -248,7 +257,7 @@ impl<M: ManageConnection> Shared<M> {
         call: &Call,
     ) -> Checked<'a, M> {
         let mut conn = conn; // Goes before the vacancy does, also by a panic.
-        conn.leaves(why);
+        conn.member.leaves(why);
         conn.client.goodbye_by(call.budget(self.config.test_timeout));
         drop(conn);
         if fork::generation() == vacancy.here { Checked::Closed(vacancy) } else { Checked::Forked }
@@ -258,7 +267,9 @@ impl<M: ManageConnection> Shared<M> {
     fn ask_before_acquire<'a>(&self, conn: Box<Connection<M>>, vacancy: Vacancy<'a, M>, call: &Call) -> Checked<'a, M> {
         let mut conn = conn; // Goes before the vacancy does, also by a panic.
         let Some(ask) = &self.hooks.before_acquire else { return Checked::Fit(conn, vacancy.keep()) };
-        let by = call.deadline.on(conn.client.registration().first());
+        // Who has no time to wait has time for this all the same, as for the test.
+        let by = if call.timeout.is_zero() { call.budget(self.config.test_timeout) } else { call.deadline };
+        let by = by.on(conn.client.registration().first());
         conn.client.registration().lend();
         let answer = asked::until(by, || ask(conn.client.value_mut(), by));
         if fork::generation() != vacancy.here {

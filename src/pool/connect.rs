@@ -3,11 +3,11 @@
 use super::asked;
 use super::bag::Bag;
 use super::clock::Coarse;
-use super::connection::Connection;
+use super::connection::{Connection, Member};
+use super::customize::Farewell;
 use super::error::Source;
 use super::expiry;
 use super::extensions::Attached;
-use super::hooks::Farewell;
 use super::shared::{Local, Shared};
 use super::{Attempt, Error, Fault, ManageConnection};
 use crate::Deadline;
@@ -163,8 +163,7 @@ impl<M: ManageConnection> Shared<M> {
             client,
             last_loan: self.config.max_uses.map_or(u64::MAX, |uses| loans + u64::from(uses)),
             is_watched: self.watches_loans,
-            id: 0,
-            opened_at: now,
+            member: Member::new(self, local),
             lent_at: now,
             times: self.limits.born(Coarse::now(), expiry::chance()),
             epoch,
@@ -174,7 +173,7 @@ impl<M: ManageConnection> Shared<M> {
             pool: Arc::clone(self),
         });
         connection.count_unknown();
-        connection.id = self.opened(local, took);
+        self.opened(local, connection.member.id, took);
         connection
     }
 
@@ -187,8 +186,8 @@ impl<M: ManageConnection> Shared<M> {
             return Connected::Forked;
         }
         let text = why.to_string();
+        *lock(&local.last_failure) = Some((Instant::now(), text.clone()));
         self.not_opened(local, &text);
-        *lock(&local.last_failure) = Some((Instant::now(), text));
         if fault == Fault::Server {
             self.addresses.doubt();
         }
@@ -198,7 +197,7 @@ impl<M: ManageConnection> Shared<M> {
         if waits && let Some(failures) = failures {
             self.back_off(local, failures);
         }
-        let why = self.hooks.give(why, self.may_tell(local));
+        let why = self.hooks.tell_error(why, self.may_tell(local));
         if fork::generation() != here {
             mem::forget(why);
             return Connected::Forked;

@@ -1,5 +1,6 @@
 //! A connection and all that belongs to it.
 
+use super::asked;
 use super::expiry::Times;
 use super::extensions::Attached;
 use super::shared::{Local, Shared};
@@ -31,9 +32,7 @@ pub(super) struct Connection<M: ManageConnection> {
     pub(super) is_watched: bool,
     /// Set if nobody knows its descriptors.
     pub(super) unknown: Option<Unknown>,
-    /// The how manieth of its process.
-    pub(super) id: u64,
-    pub(super) opened_at: Instant,
+    pub(super) member: Member<M>,
     /// Of one that is watched.
     pub(super) lent_at: Instant,
     /// What keeps the pool alive, so that lending touches no counter that threads share.
@@ -95,7 +94,7 @@ impl<M: ManageConnection> Connection<M> {
             return false;
         }
         let by = self.return_by();
-        let answer = ask(self.client.value_mut(), by);
+        let answer = asked::until(by, || ask(self.client.value_mut(), by));
         if self.is_inherited() {
             mem::forget(answer);
             return false;
@@ -152,15 +151,8 @@ impl<M: ManageConnection> Connection<M> {
 
     /// Whether this is a child, and the connection its parent's: a method of the manager's forked.
     #[inline]
-    fn is_inherited(&self) -> bool {
+    pub(super) fn is_inherited(&self) -> bool {
         Guarded::is_inherited(&self.client)
-    }
-
-    /// It leaves the pool.
-    pub(super) fn leaves(&self, why: Closed) {
-        if !self.is_inherited() {
-            self.pool.ended(self.local(), self.id, self.opened_at, why);
-        }
     }
 
     /// Closes the connection and vacates its slot. An inherited one is abandoned.
@@ -181,13 +173,56 @@ impl<M: ManageConnection> Connection<M> {
         let _vacates = Vacates { number, made_in: self.client.generation(), pool: Arc::clone(&self.pool) };
         // Gone before its slot is given up, also if one of these panics.
         let ends = move || {
-            self.leaves(why);
-            let Self { client, attached, unknown, .. } = self;
+            let Self { client, attached, unknown, mut member, .. } = self;
             drop(unknown);
+            member.leaves(why);
             drop(attached);
             then(client)
         };
         ends()
+    }
+}
+
+/// A connection's being one of a pool's. It ends once, and is counted: also by a panic.
+pub(super) struct Member<M: ManageConnection> {
+    pool: Arc<Shared<M>>,
+    made_in: fork::Generation,
+    /// The how manieth of its process.
+    pub(super) id: u64,
+    pub(super) opened_at: Instant,
+    has_left: bool,
+}
+
+impl<M: ManageConnection> Member<M> {
+    pub(super) fn new(pool: &Arc<Shared<M>>, local: &Local<M>) -> Self {
+        let (made_in, opened_at) = (fork::generation(), Instant::now());
+        Self { pool: Arc::clone(pool), made_in, id: pool.joins(local), opened_at, has_left: false }
+    }
+
+    /// The connection leaves the pool: those who want to know are told.
+    pub(super) fn leaves(&mut self, why: Closed) {
+        if self.counts_out(why)
+            && let Some(local) = self.pool.existing_in(self.made_in)
+        {
+            self.pool.ended(local, self.id, self.opened_at.elapsed(), why);
+        }
+    }
+
+    /// Whether that is news.
+    fn counts_out(&mut self, why: Closed) -> bool {
+        if self.made_in != fork::generation() || mem::replace(&mut self.has_left, true) {
+            return false;
+        }
+        if let Some(local) = self.pool.existing_in(self.made_in) {
+            self.pool.has_left(local, why);
+        }
+        true
+    }
+}
+
+impl<M: ManageConnection> Drop for Member<M> {
+    fn drop(&mut self) {
+        self.counts_out(Closed::Panicked);
     }
 }
 

@@ -94,7 +94,7 @@ pub(crate) struct Usage {
     pub(crate) waiting: usize,
     /// The one that has been lent for longest.
     pub(crate) longest: Option<Holder>,
-    /// One that the thread which is told has itself.
+    /// One that the thread which is told has asked for itself.
     pub(crate) own: Option<Holder>,
 }
 
@@ -112,7 +112,7 @@ impl fmt::Display for Usage {
             write!(f, "; held longest: {longest}")?;
         }
         match self.own {
-            Some(own) => write!(f, "; this thread has one of them itself, from {}", own.location),
+            Some(own) => write!(f, "; this thread asked for one of them itself, at {}", own.location),
             None => Ok(()),
         }
     }
@@ -122,7 +122,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Timeout { pool, waited, usage } => write!(f, "{pool}timed out after {waited:?}: {usage}"),
-            Self::QueueFull { pool, usage } => write!(f, "{pool}turned away, as others wait already: {usage}"),
+            Self::QueueFull { pool, usage } => write!(f, "{pool}turned away, for no more may wait: {usage}"),
             Self::Closed { pool: Named(Some(name)) } => write!(f, "pool {name:?} is closed"),
             Self::Closed { .. } => f.write_str("the pool is closed"),
             Self::Inherited(why) => why.fmt(f),
@@ -200,8 +200,8 @@ impl Error {
         Self { kind: Box::new(Kind::Timeout { pool, waited, usage }), source }
     }
 
-    pub(super) fn queue_full(pool: Named, usage: Usage) -> Self {
-        Kind::QueueFull { pool, usage }.into()
+    pub(super) fn queue_full(pool: Named, usage: Usage, source: Option<Source>) -> Self {
+        Self { kind: Box::new(Kind::QueueFull { pool, usage }), source }
     }
 
     pub(super) fn closed(pool: Named) -> Self {

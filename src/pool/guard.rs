@@ -62,12 +62,12 @@ impl<M: ManageConnection> PooledConnection<M> {
 
     /// The how manieth connection of its process's part of the pool it is, counted from 0. Events tell it, too.
     pub fn id(this: &Self) -> u64 {
-        this.connection().id
+        this.connection().member.id
     }
 
     /// How long ago it was opened.
     pub fn age(this: &Self) -> Duration {
-        this.connection().opened_at.elapsed()
+        this.connection().member.opened_at.elapsed()
     }
 
     /// What is attached to the connection: see [`extensions_mut`](Self::extensions_mut).
@@ -106,12 +106,9 @@ impl<M: ManageConnection> PooledConnection<M> {
 
     /// Closes the connection instead of returning it: you know that it is not fit for the next one.
     pub fn discard(mut this: Self) {
-        let slot = this.slot;
-        if let Some(mut conn) = this.conn.take()
-            && !Guarded::is_inherited(&conn.client)
-            && conn.tells_of_return()
-        {
-            conn.end(slot, Closed::Discarded);
+        if let Some(mut ends) = EndsUnlessKept::of(&mut this) {
+            ends.connection().tell_of_return();
+            ends.why = Closed::Discarded;
         }
     }
 
@@ -173,10 +170,10 @@ impl<M: ManageConnection> PooledConnection<M> {
     /// [`Error::is_inherited`].
     pub fn detach(mut this: Self) -> Result<Guarded<M::Connection>, Error> {
         Self::try_as_ref(&this)?;
-        let slot = this.slot;
-        let mut conn = this.conn.take().expect("present until dropped");
-        conn.tells_of_return();
-        Ok(conn.detach(slot, Closed::Detached, |client| client))
+        let mut ends = EndsUnlessKept::of(&mut this).expect("present until dropped");
+        ends.connection().tell_of_return();
+        let conn = ends.conn.take().expect("kept only here");
+        Ok(conn.detach(ends.slot, Closed::Detached, |client| client))
     }
 
     fn connection(&self) -> &Connection<M> {
@@ -224,12 +221,12 @@ impl<M: ManageConnection> Drop for PooledConnection<M> {
     /// Abandons it in a child.
     #[inline]
     fn drop(&mut self) {
-        let slot = self.slot;
-        let Some(mut conn) = self.conn.take() else { return };
-        if conn.client.generation() != fork::generation() || !conn.tells_of_return() {
+        let Some(mut ends) = EndsUnlessKept::of(self) else { return };
+        let slot = ends.slot;
+        if ends.connection().is_inherited() {
             return; // `Guarded` leaks the client.
         }
-        let mut ends = EndsUnlessKept { conn: Some(conn), slot, why: Closed::Panicked };
+        ends.connection().tell_of_return();
         if thread::panicking() {
             return;
         }
@@ -259,6 +256,12 @@ struct EndsUnlessKept<M: ManageConnection> {
 }
 
 impl<M: ManageConnection> EndsUnlessKept<M> {
+    /// What a guard holds, unless it holds nothing any more.
+    #[inline]
+    fn of(guard: &mut PooledConnection<M>) -> Option<Self> {
+        Some(Self { conn: Some(guard.conn.take()?), slot: guard.slot, why: Closed::Panicked })
+    }
+
     #[inline]
     fn connection(&mut self) -> &mut Connection<M> {
         self.conn.as_mut().expect("kept only at the end")
@@ -275,17 +278,20 @@ impl<M: ManageConnection> Drop for EndsUnlessKept<M> {
 }
 
 impl<M: ManageConnection> Connection<M> {
-    /// Its holder, in the process that opened it, has done with it: tells who wants to know. False in a child, if one of those forked.
+    /// Its holder has done with it: tells who wants to know.
     #[inline]
-    fn tells_of_return(&mut self) -> bool {
-        !self.is_watched || self.tell_of_return()
+    fn tell_of_return(&self) {
+        if self.is_watched {
+            self.tell_watchers_of_return();
+        }
     }
 
     #[cold]
-    fn tell_of_return(&mut self) -> bool {
-        let held = Instant::now().saturating_duration_since(self.lent_at);
-        self.pool.returned(self.local(), self.id, held);
-        !Guarded::is_inherited(&self.client)
+    fn tell_watchers_of_return(&self) {
+        if !self.is_inherited() {
+            let held = Instant::now().saturating_duration_since(self.lent_at);
+            self.pool.returned(self.local(), self.member.id, held);
+        }
     }
 }
 

@@ -8,22 +8,35 @@ use super::{Error, Holder, ManageConnection};
 use crate::fork;
 use std::cell::Cell;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 thread_local! {
     /// The slot that this thread had last: its connection is warm, and no other thread is likely to be after it.
     pub(super) static LAST_SLOT: Cell<usize> = const { Cell::new(0) };
+    /// Zero until it is asked for.
+    static NUMBER: Cell<u64> = const { Cell::new(0) };
 }
 
-/// What no other thread has that is alive.
+/// What no other thread has, nor will have.
 #[inline]
-pub(super) fn this_thread() -> usize {
-    LAST_SLOT.with(|slot| std::ptr::from_ref(slot).addr())
+pub(super) fn this_thread() -> u64 {
+    match NUMBER.get() {
+        0 => number_this_thread(),
+        number => number,
+    }
+}
+
+#[cold]
+fn number_this_thread() -> u64 {
+    static THREADS: AtomicU64 = AtomicU64::new(1);
+    let number = THREADS.fetch_add(1, Relaxed);
+    NUMBER.set(number);
+    number
 }
 
 impl Holder {
-    fn of(loan: Loan, now: Coarse) -> Self {
+    fn of(loan: &Loan, now: Coarse) -> Self {
         Self { held_for: now.since(Coarse::from_nanos(loan.since)), location: loan.place }
     }
 }
@@ -44,7 +57,7 @@ impl<M: ManageConnection> Shared<M> {
             own: None,
         };
         for (_, loan) in slots.loans() {
-            let holder = Holder::of(loan, now);
+            let holder = Holder::of(&loan, now);
             if usage.longest.is_none_or(|longest| longest.held_for < holder.held_for) {
                 usage.longest = Some(holder);
             }
@@ -56,11 +69,11 @@ impl<M: ManageConnection> Shared<M> {
     }
 
     /// Those who have a connection for longer than they should.
-    pub(super) fn held_too_long(&self, local: &Local<M>) -> impl Iterator<Item = (usize, Holder)> {
+    pub(super) fn held_too_long(&self, local: &Local<M>) -> impl Iterator<Item = (usize, Loan, Holder)> {
         let (now, threshold) = (Coarse::now(), self.config.leak_threshold);
         let loans = threshold.map(|threshold| {
-            let holders = local.bag.slots.loans().map(move |(slot, loan)| (slot, Holder::of(loan, now)));
-            holders.filter(move |(_, holder)| holder.held_for >= threshold)
+            let holders = local.bag.slots.loans().map(move |(slot, loan)| (slot, loan, Holder::of(&loan, now)));
+            holders.filter(move |(.., holder)| holder.held_for >= threshold)
         });
         loans.into_iter().flatten()
     }
@@ -68,8 +81,8 @@ impl<M: ManageConnection> Shared<M> {
     /// Says of each of them, once, that he is one.
     pub(super) fn tell_leaks(&self, local: &Local<M>) {
         let here = fork::generation();
-        for (slot, holder) in self.held_too_long(local) {
-            if self.may_tell(local) && local.bag.slots.meter(slot).is_news() {
+        for (slot, loan, holder) in self.held_too_long(local) {
+            if self.may_tell(local) && local.bag.slots.meter(slot).is_news(&loan) {
                 self.leaks(local, holder);
             }
             if fork::generation() != here {
@@ -81,21 +94,24 @@ impl<M: ManageConnection> Shared<M> {
     /// The error of a call that has got nothing, with what is known of the reason.
     #[cold]
     pub(super) fn timed_out(&self, call: &Call, local: &Local<M>) -> Error {
-        let usage = self.usage(local);
+        let here = fork::generation();
+        let (usage, why) = (self.usage(local), call.take_last().or_else(|| last_failure(local)));
+        // Told last: who is told may fork, and the rest is the parent's then.
         if !call.is_try {
             self.ran_out(local, call.timeout, &usage);
-            self.tell_leaks(local);
+            if fork::generation() == here {
+                self.tell_leaks(local);
+            }
         }
-        let why = call.take_last().or_else(|| last_failure(local));
         Error::timeout(self.named(), call.timeout, usage, why)
     }
 
     /// The error of a call that may not even wait.
     #[cold]
-    pub(super) fn turned_away(&self, local: &Local<M>) -> Error {
-        let usage = self.usage(local);
+    pub(super) fn turned_away(&self, call: &Call, local: &Local<M>) -> Error {
+        let (usage, why) = (self.usage(local), call.take_last().or_else(|| last_failure(local)));
         self.refused_to_wait(local, &usage);
-        Error::queue_full(self.named(), usage)
+        Error::queue_full(self.named(), usage, why)
     }
 }
 

@@ -114,6 +114,7 @@ impl<M: ManageConnection> Shared<M> {
             let mut conn = taken;
             let is_stale = conn.times.is_stale(now);
             let ends = match () {
+                () if conn.epoch != local.epoch.load(Relaxed) => Some(Closed::Evicted),
                 () if conn.times.has_expired(now) => Some(Closed::Expired),
                 () if is_stale && surplus > 0 => Some(Closed::Idle),
                 () if is_stale && !stays(&mut conn) => Some(Closed::Invalid),
@@ -171,12 +172,8 @@ impl<M: ManageConnection> Shared<M> {
     /// Has as many slots as there should be.
     #[cold]
     pub(super) fn fit_size(&self, local: &Local<M>, by: Deadline) {
-        let here = fork::generation();
-        for (slot, conn) in local.bag.resize(|| self.max_size.load(SeqCst) as usize) {
-            if fork::generation() == here {
-                conn.end_by(by, slot, Closed::Surplus);
-            }
-        }
+        let surplus = local.bag.resize(|| self.max_size.load(SeqCst) as usize);
+        all_of(surplus, |(slot, conn)| conn.end_by(by, slot, Closed::Surplus));
     }
 
     /// By the deadline, if somebody waits for it.
@@ -187,23 +184,13 @@ impl<M: ManageConnection> Shared<M> {
         }
     }
 
-    /// Closes all that is idle. A goodbye that panics keeps none of the others from being said: nobody comes back for them. The
-    /// first panic goes on when they are through.
+    /// Closes all that is idle.
     pub(super) fn close_local(&self, local: &Local<M>, by: Deadline) {
-        let mut first = None;
-        for mut conn in local.bag.close() {
+        all_of(local.bag.close(), |mut conn| {
             conn.client.goodbye_by(by);
-            let ends = || {
-                conn.leaves(Closed::PoolClosed);
-                drop(conn);
-            };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(ends)) {
-                first.get_or_insert(panic);
-            }
-        }
-        if let Some(panic) = first {
-            resume_unwind(panic);
-        }
+            conn.member.leaves(Closed::PoolClosed);
+            drop(conn);
+        });
     }
 
     /// After [`close`](Self::close). False at the deadline.
@@ -212,5 +199,19 @@ impl<M: ManageConnection> Shared<M> {
             Some(local) if !local.bag.wait_until_empty(deadline) => Err(self.usage(local)),
             _ => Ok(()),
         }
+    }
+}
+
+/// Closes all of them. A goodbye that panics keeps none of the others from being said: nobody comes back for them. The first panic goes
+/// on when they are through.
+fn all_of<T>(connections: Vec<T>, close: impl Fn(T)) {
+    let mut first = None;
+    for connection in connections {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| close(connection))) {
+            first.get_or_insert(panic);
+        }
+    }
+    if let Some(panic) = first {
+        resume_unwind(panic);
     }
 }

@@ -9,6 +9,7 @@ mod checkout;
 mod clock;
 mod connect;
 mod connection;
+mod customize;
 mod dial;
 mod error;
 pub mod event;
@@ -16,7 +17,6 @@ mod expiry;
 mod extensions;
 mod guard;
 mod holders;
-mod hooks;
 mod lookup;
 mod maintenance;
 mod manager;
@@ -28,7 +28,6 @@ mod shared;
 #[allow(unsafe_code, reason = "the array of slots is the one other place for it")]
 mod slots;
 mod statistics;
-#[cfg(any(feature = "tracing", feature = "metrics"))]
 mod telemetry;
 mod typical;
 mod validate;
@@ -39,18 +38,18 @@ pub use attempt::Attempt;
 pub use builder::Builder;
 #[cfg(feature = "testing")]
 pub(crate) use clock::advance;
+pub use customize::{CustomizeConnection, HandleError, LoggingErrorHandler, NopConnectionCustomizer, NopErrorHandler};
 pub use dial::{Dial, DialError, Target};
 pub use error::{Error, ErrorKind};
 use event::Holder;
 pub use extensions::Extensions;
 pub use guard::PooledConnection;
-pub use hooks::{CustomizeConnection, HandleError, LoggingErrorHandler, NopConnectionCustomizer, NopErrorHandler};
 pub use manager::{Fault, ManageConnection, Reset, Unread};
 pub use statistics::{Closed, ClosedCounts, Statistics};
 
 use crate::Deadline;
 use builder::Config;
-use hooks::Hooks;
+use customize::Hooks;
 use shared::Shared;
 use std::fmt;
 use std::panic::Location;
@@ -248,7 +247,7 @@ impl<M: ManageConnection> Pool<M> {
                 connecting: local.counters.connecting.load(Relaxed) as u32,
                 waiting: local.bag.waiting() as u32,
                 unknown_descriptors: local.unknown.load(Relaxed),
-                leaks: self.0.held_too_long(local).map(|(_, holder)| holder).collect(),
+                leaks: self.0.held_too_long(local).map(|(.., holder)| holder).collect(),
                 closed,
             }
         })
@@ -350,7 +349,11 @@ impl<M: ManageConnection> fmt::Debug for Pool<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Pool");
         shown.field("state", &self.state()).field("statistics", &self.statistics());
-        shown.field("config", &self.0.config).field("hooks", &self.0.hooks).finish_non_exhaustive()
+        shown
+            .field("max_size", &self.max_size())
+            .field("config", &self.0.config)
+            .field("hooks", &self.0.hooks)
+            .finish_non_exhaustive()
     }
 }
 

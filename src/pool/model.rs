@@ -54,7 +54,7 @@ fn patient() -> Wish {
 
 /// As the pool does it: takes, uses, and puts back; or makes what is missing.
 fn use_one((bag, holders): &Shared) {
-    let item = match bag.acquire(patient()).map(|acquired| acquired.taken) {
+    let item = match bag.acquire(patient()).outcome {
         Ok(Taken::Idle(_, item)) => item,
         Ok(Taken::Vacant(slot)) => Box::new(Item { bag: Arc::clone(bag), slot, holders: Arc::clone(holders) }),
         Err(Refusal::Closed) => return,
@@ -150,7 +150,7 @@ fn loom_a_closed_bag_gives_nothing_out() {
         let shared = stocked(2, 1);
         let other = also(&shared, use_one);
         drop(shared.0.close());
-        assert!(matches!(shared.0.acquire(patient()), Err(Refusal::Closed)));
+        assert!(matches!(shared.0.acquire(patient()).outcome, Err(Refusal::Closed)));
         other.join().unwrap();
         assert_eq!(shared.0.slots.occupied(), 0);
     });

@@ -7,21 +7,10 @@ use super::error::Usage;
 use super::event::{AcquireEvent, CheckinEvent, CheckoutEvent, HandleEvent, LeakEvent, ReleaseEvent, TimeoutEvent};
 use super::shared::{Call, Local, Shared};
 use super::statistics::{add, add_time};
-#[cfg(any(feature = "tracing", feature = "metrics"))]
 use super::telemetry::Telemetry;
 use super::{Closed, Holder, ManageConnection};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
-use std::time::{Duration, Instant};
-
-/// Without one of those features there is nothing to tell it to.
-macro_rules! telemetry {
-    ($shared:ident, $local:ident, $tell:ident($($what:expr),*)) => {
-        #[cfg(any(feature = "tracing", feature = "metrics"))]
-        if $shared.may_tell($local) {
-            Telemetry($shared.config.name.as_ref()).$tell($($what),*);
-        }
-    };
-}
+use std::time::Duration;
 
 impl<M: ManageConnection> Shared<M> {
     /// Whether anybody may be told.
@@ -37,42 +26,54 @@ impl<M: ManageConnection> Shared<M> {
         }
     }
 
-    /// This process uses the pool for the first time, and its hooks are through.
-    pub(super) fn begun(&self, local: &Local<M>) {
-        telemetry!(self, local, begun(local.counters.inherited));
-        let _ = local;
+    /// Without one of the features there is nobody to tell it to.
+    fn report(&self, local: &Local<M>, what: impl FnOnce(Telemetry<'_>)) {
+        if cfg!(any(feature = "tracing", feature = "metrics")) && self.may_tell(local) {
+            what(Telemetry(self.config.name.as_ref()));
+        }
     }
 
-    /// A connection was opened. Returns which one it is.
-    pub(super) fn opened(&self, local: &Local<M>, duration: Duration) -> u64 {
-        self.open.fetch_add(1, Relaxed);
+    /// This process uses the pool for the first time, and its hooks are through.
+    pub(super) fn begun(&self, local: &Local<M>) {
+        self.report(local, |to| to.begun(local.counters.inherited));
+    }
+
+    /// A connection is one of the pool's from here on. Returns which one it is.
+    pub(super) fn joins(&self, local: &Local<M>) -> u64 {
+        self.live.fetch_add(1, Relaxed);
+        local.counters.created.fetch_add(1, Relaxed)
+    }
+
+    /// It was opened.
+    pub(super) fn opened(&self, local: &Local<M>, id: u64, duration: Duration) {
         add_time(&local.counters.connect_nanos, duration);
-        let id = local.counters.created.fetch_add(1, Relaxed);
-        telemetry!(self, local, opened(id, duration));
+        self.report(local, |to| to.opened(id, duration));
         self.tell(local, |events| events.handle_acquire(AcquireEvent { id, duration }));
-        id
     }
 
     /// One could not be.
     pub(super) fn not_opened(&self, local: &Local<M>, why: &str) {
         add(&local.counters.failed, 1);
-        telemetry!(self, local, not_opened(why));
-        let _ = why;
+        self.report(local, |to| to.not_opened(why));
     }
 
     /// A server was asked whether it is there.
     pub(super) fn tested(&self, local: &Local<M>, took: Duration) {
         add(&local.counters.tested, 1);
         add_time(&local.counters.test_nanos, took);
-        telemetry!(self, local, tested(took));
+        self.report(local, |to| to.tested(took));
     }
 
-    /// A connection leaves the pool.
-    pub(super) fn ended(&self, local: &Local<M>, id: u64, opened_at: Instant, why: Closed) {
-        self.open.fetch_sub(1, Relaxed);
+    /// A connection is none of the pool's any more.
+    pub(super) fn has_left(&self, local: &Local<M>, why: Closed) {
+        self.live.fetch_sub(1, Relaxed);
         local.counters.closed(why);
-        telemetry!(self, local, ended(id, opened_at.elapsed(), why));
-        self.tell(local, |events| events.handle_release(ReleaseEvent { id, age: opened_at.elapsed(), why }));
+    }
+
+    /// It is closed, or somebody's own.
+    pub(super) fn ended(&self, local: &Local<M>, id: u64, age: Duration, why: Closed) {
+        self.report(local, |to| to.ended(id, age, why));
+        self.tell(local, |events| events.handle_release(ReleaseEvent { id, age, why }));
     }
 
     /// A connection is lent, and not in the shortest way.
@@ -80,7 +81,7 @@ impl<M: ManageConnection> Shared<M> {
         let took = call.begun.elapsed();
         if took > self.config.slow_threshold {
             add(&local.counters.slow, 1);
-            telemetry!(self, local, slow(took, call.place));
+            self.report(local, |to| to.slow(took, call.place));
         }
         self.tell(local, |events| events.handle_checkout(CheckoutEvent { id, duration: took }));
     }
@@ -96,33 +97,30 @@ impl<M: ManageConnection> Shared<M> {
         if !in_vain {
             add(&local.counters.waited, 1);
         }
-        telemetry!(self, local, waited(time));
+        self.report(local, |to| to.waited(time));
     }
 
     /// A call has not been served in time.
     pub(super) fn ran_out(&self, local: &Local<M>, timeout: Duration, usage: &Usage) {
         add(&local.counters.timed_out, 1);
-        telemetry!(self, local, timed_out(timeout, usage));
-        let _ = usage;
+        self.report(local, |to| to.timed_out(timeout, usage));
         self.tell(local, |events| events.handle_timeout(TimeoutEvent { timeout }));
     }
 
     /// One has not even been allowed to wait.
     pub(super) fn refused_to_wait(&self, local: &Local<M>, usage: &Usage) {
         add(&local.counters.turned_away, 1);
-        telemetry!(self, local, turned_away(usage));
-        let _ = usage;
+        self.report(local, |to| to.turned_away(usage));
     }
 
     /// A connection has been lent for very long.
     pub(super) fn leaks(&self, local: &Local<M>, holder: Holder) {
-        telemetry!(self, local, leaks(holder));
+        self.report(local, |to| to.leaks(holder));
         self.tell(local, |events| events.handle_leak(LeakEvent { holder }));
     }
 
     /// How it stands.
     pub(super) fn tell_state(&self, local: &Local<M>) {
-        telemetry!(self, local, state(&self.usage(local), local.bag.slots.all_loans()));
-        let _ = local;
+        self.report(local, |to| to.state(&self.usage(local), local.bag.slots.all_loans()));
     }
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 pub(super) struct Queue<T> {
     pub(super) closed: bool,
-    /// How many slots are to be shut when they come back.
-    pub(super) owed: usize,
+    /// How many slots are LEAVING.
+    pub(super) leaving: usize,
     /// Who in line has been told to look for itself, and has not done so yet.
     scout: Option<Arc<Waiter<T>>>,
     pub(super) line: VecDeque<Arc<Waiter<T>>>,
@@ -42,7 +42,7 @@ pub(super) enum Told<T> {
 
 impl<T> Queue<T> {
     pub(super) fn new() -> Self {
-        Self { closed: false, owed: 0, scout: None, line: VecDeque::new() }
+        Self { closed: false, leaving: 0, scout: None, line: VecDeque::new() }
     }
 
     /// To its place in line: behind all that have waited for longer.

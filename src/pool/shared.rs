@@ -5,9 +5,9 @@ use super::bag::Bag;
 use super::builder::Config;
 use super::clock::Coarse;
 use super::connection::Connection;
+use super::customize::Hooks;
 use super::error::{Named, Source};
 use super::expiry::Limits;
-use super::hooks::Hooks;
 use super::statistics::Counters;
 use super::typical::Typical;
 use super::{Error, ManageConnection};
@@ -32,7 +32,7 @@ pub(super) struct Shared<M: ManageConnection> {
     /// As it is now. A child begins with it.
     pub(super) max_size: AtomicU32,
     /// How many connections this process has open. A child begins by asking how many its parent had.
-    pub(super) open: AtomicU32,
+    pub(super) live: AtomicU32,
     pub(super) addresses: Arc<Addresses>,
     local: PerProcess<Local<M>, ()>,
     pub(super) handles: AtomicUsize,
@@ -69,7 +69,7 @@ impl<M: ManageConnection> Shared<M> {
         Arc::new(Self {
             limits: Limits::of(&config),
             max_size: AtomicU32::new(config.max_size),
-            open: AtomicU32::new(0),
+            live: AtomicU32::new(0),
             config,
             manager,
             watches_loans: hooks.watch_loans(),
@@ -89,28 +89,39 @@ impl<M: ManageConnection> Shared<M> {
 
     /// This process's part. In a child this is where the hooks run, and where the parent's part is abandoned.
     pub(super) fn local(&self, call: &Call) -> Result<&Local<M>, Error> {
+        loop {
+            let here = fork::generation();
+            let local = self.local_here(call);
+            // Goodbyes, and those who are told, may fork; then it was the parent's.
+            if fork::generation() == here {
+                return local;
+            }
+            std::mem::forget(local);
+        }
+    }
+
+    fn local_here(&self, call: &Call) -> Result<&Local<M>, Error> {
         let due = hooks::run_due_within(call.deadline);
         if let Some(why) = fork::unprotected() {
             return Err(Error::unprotected(why));
         }
         let Ok(local) = PerProcess::get_with(&self.local, || Ok::<_, Infallible>(self.new_local()));
         fence(SeqCst);
-        if local.bag.slots.size() != self.max_size.load(SeqCst) as usize {
-            // Perhaps resized after this part was begun, by somebody who did not find it yet.
-            self.fit_size(local, call.budget(self.config.test_timeout));
-        }
         if self.closed.load(SeqCst) {
             // Perhaps after `close` had looked for a local part and found none.
             self.close_local(local, call.budget(self.config.test_timeout));
             return Err(Error::closed(self.named()));
+        }
+        if local.bag.wanted() != self.max_size.load(SeqCst) as usize {
+            // Resized, likewise.
+            self.fit_size(local, call.budget(self.config.test_timeout));
         }
         match due {
             Due::Through if !local.ready.load(Acquire) => {
                 local.ready.store(true, Release);
                 self.begun(local);
             }
-            Due::Through => {}
-            Due::Inside => {}
+            Due::Through | Due::Inside => {}
             Due::TooLate => return Err(self.timed_out(call, local)),
         }
         Ok(local)
@@ -127,7 +138,7 @@ impl<M: ManageConnection> Shared<M> {
             test_time: Typical::default(),
             failures: AtomicU32::new(0),
             last_failure: Mutex::new(None),
-            counters: Counters::new(self.open.swap(0, Relaxed).into()),
+            counters: Counters::new(self.live.swap(0, Relaxed).into()),
             unknown: Arc::default(),
         }
     }
@@ -176,6 +187,8 @@ pub(super) struct Call {
     last: std::cell::RefCell<Option<Source>>,
     /// It has been in line already.
     pub(super) has_waited: std::cell::Cell<bool>,
+    /// That has been counted.
+    pub(super) has_been_counted: std::cell::Cell<bool>,
 }
 
 impl Call {
@@ -192,6 +205,7 @@ impl Call {
             budget: std::cell::OnceCell::new(),
             last: std::cell::RefCell::new(None),
             has_waited: std::cell::Cell::new(false),
+            has_been_counted: std::cell::Cell::new(false),
         }
     }
 

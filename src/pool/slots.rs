@@ -20,8 +20,8 @@
 //! that the threads share. Its ordering is Release when a connection goes in and
 //! Acquire when it comes out.
 //!
-//! A pool that shrinks SHUTs slots. Of one that somebody has it says so (LEAVING): its return comes for the lock as well, and
-//! shuts it. A pool that grows opens those again, and then adds a block of slots to the array: none is ever moved.
+//! A pool that shrinks SHUTs slots. One whose connection is on its way out for that is LEAVING until then. A pool that grows opens
+//! shut ones again, and then adds a block of slots to the array: none is ever moved.
 //!
 //! A put is also the last thing that a return does to the array: once the connection is back in its slot another thread
 //! may take it, close the pool and free the array. [`put`] says how that is kept safe.
@@ -103,7 +103,7 @@ impl<T> Slot<T> {
         !matches!(self.0.load(Relaxed).addr(), 0 | SPARE | GONE | SHUT)
     }
 
-    /// Under the waiters' lock: to be shut when it is given up.
+    /// Under the waiters' lock: its connection is closed, for there are too many.
     pub(super) fn is_leaving(&self) -> bool {
         self.0.load(Relaxed).addr() == LEAVING
     }
@@ -179,7 +179,7 @@ const _: () = assert!(size_of::<Line<()>>() + size_of::<Meter>() <= 256);
 pub(super) struct Slots<T> {
     first: Block<T>,
     /// How many are not shut.
-    open: AtomicUsize,
+    unshut: AtomicUsize,
     /// How many are vacant: while a slot changes hands, a moment late.
     vacant: AtomicIsize,
     /// Where a vacant slot was seen last, or may be next.
@@ -265,7 +265,7 @@ impl<T> Slots<T> {
     pub(super) fn new(size: usize) -> Self {
         Self {
             first: Block::new(size),
-            open: AtomicUsize::new(size),
+            unshut: AtomicUsize::new(size),
             vacant: AtomicIsize::new(size as isize),
             hint: AtomicUsize::new(0),
             holds: PhantomData,
@@ -274,27 +274,27 @@ impl<T> Slots<T> {
 
     /// How many there are that are not shut.
     pub(super) fn size(&self) -> usize {
-        self.open.load(RelaxedHint)
+        self.unshut.load(RelaxedHint)
     }
 
     /// Under the waiters' lock: so many more slots, vacant.
     pub(super) fn grow(&self, by: usize) {
         self.first.append(Block::new(by));
-        self.open.fetch_add(by, RelaxedHint);
+        self.unshut.fetch_add(by, RelaxedHint);
         self.vacant.fetch_add(by as isize, RelaxedHint);
     }
 
     /// Under the waiters' lock: a slot of the caller's is shut.
     pub(super) fn shut(&self, number: usize) {
         self.slot(number).put_shut();
-        self.open.fetch_sub(1, RelaxedHint);
+        self.unshut.fetch_sub(1, RelaxedHint);
     }
 
     /// Under the waiters' lock: opens a slot again, if it was shut.
     pub(super) fn reopen(&self, number: usize) -> bool {
         let opened = self.slot(number).reopen();
         if opened {
-            self.open.fetch_add(1, RelaxedHint);
+            self.unshut.fetch_add(1, RelaxedHint);
             self.count_vacant(number);
         }
         opened

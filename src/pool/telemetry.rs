@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Of the pool of this name.
+#[cfg_attr(not(any(feature = "tracing", feature = "metrics")), allow(dead_code, reason = "nobody is told"))]
 pub(super) struct Telemetry<'a>(pub(super) Option<&'a Arc<str>>);
 
 /// Says a thing to a subscriber, with the name of the pool.

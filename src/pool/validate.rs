@@ -114,8 +114,12 @@ impl<M: ManageConnection> Shared<M> {
                 }
                 if fault == Fault::Server {
                     self.condemn_all(local, conn.epoch, call.budget(self.config.test_timeout));
+                    if fork::generation() != here {
+                        std::mem::forget(why);
+                        return Validity::Unfit(Closed::Evicted, None);
+                    }
                 }
-                Validity::Unfit(Closed::Invalid, Some(self.hooks.give(why, self.may_tell(local))))
+                Validity::Unfit(Closed::Invalid, Some(self.hooks.tell_error(why, self.may_tell(local))))
             }
         }
     }

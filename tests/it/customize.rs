@@ -308,6 +308,20 @@ fn events_tell_what_happens() {
     assert_eq!(events.read(), expected);
 }
 
+/// Who has no time to wait has time to be asked all the same: otherwise one look would close all that is idle.
+#[test]
+fn a_hook_that_needs_time_has_some() {
+    let diary = Diary::default();
+    let pool = Pool::builder()
+        .before_acquire(|_: &mut Number, deadline| deadline.socket_timeout().map(drop))
+        .build(Numbers::new(&diary))
+        .unwrap();
+    drop([pool.get().unwrap(), pool.get().unwrap()]);
+    assert!(pool.try_get().is_some());
+    assert!(pool.get_timeout(Duration::ZERO).is_ok());
+    assert_eq!(pool.state().connections, 2);
+}
+
 #[test]
 fn extensions_stay_with_their_connection_and_go_before_it() {
     struct Statement(Diary);
@@ -448,6 +462,7 @@ fn a_child_that_was_forked_in_a_hook_starts_over() {
         "handle_timeout",
         "handle_error",
         "connected",
+        "resize",
     ];
     clean_process(|| {
         let here = std::process::id();
@@ -475,6 +490,12 @@ fn a_child_that_was_forked_in_a_hook_starts_over() {
                 "on_acquire" | "after_connect" | "handle_acquire" => {
                     FORK_AT.set(stage);
                     session(&pool);
+                }
+                "resize" => {
+                    drop([pool.get().unwrap(), pool.get().unwrap()]);
+                    FORK_AT.set("before_close");
+                    pool.resize(1).unwrap();
+                    pool.resize(2).unwrap();
                 }
                 "connected" => {
                     // Asked about a connection that is new.

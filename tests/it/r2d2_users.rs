@@ -100,11 +100,10 @@ fn get_timeout() {
 
 #[test]
 fn what_is_sent_and_shared() {
-    fn is_send<T: Send>() {}
     fn is_send_sync<T: Send + Sync>() {}
     fn is_debug<T: std::fmt::Debug>() {}
     is_send_sync::<Pool<Manager>>();
-    is_send::<PooledConnection<Manager>>();
+    is_send_sync::<PooledConnection<Manager>>();
     is_debug::<Pool<Manager>>();
     is_debug::<Builder<Manager>>();
     is_debug::<PooledConnection<Manager>>();

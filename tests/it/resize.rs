@@ -3,7 +3,7 @@
 use crate::kit;
 use forksafe::fork::Descriptors;
 use forksafe::testing::{self, Witness, clean_process};
-use forksafe::{Closed, ManageConnection, Pool};
+use forksafe::{Closed, Fault, ManageConnection, Pool};
 use std::convert::Infallible;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
@@ -86,6 +86,109 @@ fn a_pool_that_grows_lends_more_and_one_that_shrinks_less() {
     assert_eq!(closed.of(Closed::Surplus), closed.total(), "{closed:?}");
     assert_eq!(pool.manager().open.load(SeqCst), 70);
     drop(pool);
+}
+
+/// The goodbyes of what was too much take their time: until they are said their slots are not used again.
+#[test]
+fn a_pool_that_shrinks_and_grows_never_has_too_many() {
+    let (say, said) = (Barrier::new(2), Barrier::new(2));
+    let barriers: &'static (Barrier, Barrier) = Box::leak(Box::new((say, said)));
+    let pool = Pool::builder()
+        .max_size(2)
+        .connection_timeout(testing::patience())
+        .before_close(move |_: &mut One, _| {
+            barriers.0.wait();
+            barriers.1.wait();
+        })
+        .build(Counted::default())
+        .unwrap();
+    drop([pool.get().unwrap(), pool.get().unwrap()]);
+    pool.manager().most.store(0, SeqCst);
+    thread::scope(|scope| {
+        scope.spawn(|| pool.resize(1).unwrap());
+        barriers.0.wait();
+        pool.resize(2).unwrap();
+        let held = pool.get().unwrap();
+        let waits = scope.spawn(|| drop(pool.get().unwrap()));
+        testing::wait_until("one waits for what is leaving", || pool.state().waiting == 1);
+        assert_eq!(pool.state().connections, 2);
+        barriers.1.wait();
+        waits.join().unwrap();
+        drop(held);
+    });
+    assert_eq!(pool.manager().most.load(SeqCst), 2);
+    assert_eq!(pool.statistics().unwrap().created, 3);
+    thread::scope(|scope| {
+        scope.spawn(|| pool.close());
+        for _ in 0..2 {
+            barriers.0.wait();
+            barriers.1.wait();
+        }
+    });
+}
+
+/// A goodbye that panics keeps no other from being said, and loses no slot.
+#[test]
+fn a_panicking_goodbye_of_a_pool_that_shrinks_loses_nothing() {
+    static SAID: AtomicU32 = AtomicU32::new(0);
+    let pool = Pool::builder()
+        .max_size(3)
+        .before_close(|_: &mut One, _| {
+            if SAID.fetch_add(1, SeqCst) == 0 {
+                std::panic::resume_unwind(Box::new("on purpose"));
+            }
+        })
+        .build(Counted::default())
+        .unwrap();
+    drop([pool.get().unwrap(), pool.get().unwrap(), pool.get().unwrap()]);
+    let resized = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pool.resize(1)));
+    assert!(resized.is_err());
+    assert_eq!((SAID.load(SeqCst), pool.state().connections, pool.max_size()), (2, 1, 1));
+    pool.resize(3).unwrap();
+    drop([pool.get().unwrap(), pool.get().unwrap(), pool.get().unwrap()]);
+    pool.close_timeout(testing::patience()).unwrap();
+}
+
+/// The server has no room for the second, so nobody connects for a while; the pool shrinks and grows meanwhile.
+#[test]
+fn who_waits_behind_a_shut_gate_hears_of_a_pool_that_grows() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("no room")]
+    struct NoRoom;
+    struct Full(AtomicU32);
+    impl ManageConnection for Full {
+        type Connection = ();
+        type Error = NoRoom;
+        fn connect(&self) -> Result<(), NoRoom> {
+            let is_full = self.0.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_err();
+            if is_full { Err(NoRoom) } else { Ok(()) }
+        }
+        fn is_valid(&self, (): &mut ()) -> Result<(), NoRoom> {
+            Ok(())
+        }
+        fn has_broken(&self, (): &mut ()) -> bool {
+            false
+        }
+        fn classify(&self, _: &(dyn std::error::Error + 'static)) -> Fault {
+            Fault::NoRoom
+        }
+    }
+    let pool =
+        Pool::builder().max_size(2).connection_timeout(testing::patience()).build(Full(AtomicU32::new(1))).unwrap();
+    let held = pool.get().unwrap();
+    for _ in 0..5 {
+        // Shuts the gate, for longer each time.
+        assert!(pool.get_timeout(Duration::from_millis(30)).is_err());
+    }
+    pool.resize(1).unwrap();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| pool.get().is_ok());
+        testing::wait_until("one waits", || pool.state().waiting == 1);
+        pool.manager().0.store(1, SeqCst);
+        pool.resize(2).unwrap();
+        assert!(waits.join().unwrap(), "though nothing comes back");
+    });
+    drop(held);
 }
 
 /// What was to leave stays, if there is room for it again before it has come back.

@@ -1,14 +1,15 @@
 //! What a pool counts and says of itself: numbers, leaks, and errors for the person who reads them at night.
 
 use crate::kit;
-use forksafe::event::{HandleEvent, LeakEvent};
+use forksafe::event::{AcquireEvent, CheckinEvent, CheckoutEvent, HandleEvent, LeakEvent, ReleaseEvent};
 use forksafe::fork::{self, Descriptors};
 use forksafe::testing::{self, Witness, advance_clock, clean_process};
-use forksafe::{Closed, ErrorKind, ManageConnection, Pool, PooledConnection, Statistics};
+use forksafe::{Closed, ErrorKind, Fault, ManageConnection, Pool, PooledConnection, Statistics};
 use std::error::Error as _;
 use std::io;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 #[derive(Default)]
 struct Server {
     is_away: AtomicBool,
+    is_full: AtomicBool,
     is_silent: AtomicBool,
     is_broken: AtomicBool,
 }
@@ -24,7 +26,14 @@ impl ManageConnection for Server {
     type Connection = ();
     type Error = io::Error;
     fn connect(&self) -> io::Result<()> {
-        if self.is_away.load(SeqCst) { Err(io::Error::other("nobody is there")) } else { Ok(()) }
+        match () {
+            () if self.is_away.load(SeqCst) => Err(io::Error::other("nobody is there")),
+            () if self.is_full.load(SeqCst) => Err(io::Error::other("no room")),
+            () => Ok(()),
+        }
+    }
+    fn classify(&self, error: &(dyn std::error::Error + 'static)) -> Fault {
+        if error.to_string() == "no room" { Fault::NoRoom } else { Fault::Unknown }
     }
     fn is_valid(&self, _: &mut ()) -> io::Result<()> {
         if self.is_silent.load(SeqCst) { Err(io::Error::other("no answer")) } else { Ok(()) }
@@ -77,6 +86,106 @@ fn each_thing_that_happens_is_counted_once() {
     });
     let all = statistics(&pool);
     assert_eq!((all.waited, all.lent), (1, 5));
+
+    // To try is not to wait.
+    let _held = pool.get().unwrap();
+    assert!(pool.try_get().is_none() && pool.get_timeout(Duration::ZERO).is_err());
+    assert_eq!(statistics(&pool).wait_time, all.wait_time);
+}
+
+/// Whoever panics about a connection: it is counted out, and its slot is free.
+#[test]
+fn what_a_panic_closes_is_counted_as_well() {
+    #[derive(Debug)]
+    struct Panics(&'static str);
+    impl Panics {
+        fn at(&self, name: &str) {
+            if self.0 == name {
+                std::panic::resume_unwind(Box::new("on purpose"));
+            }
+        }
+    }
+    impl HandleEvent for Panics {
+        fn handle_acquire(&self, _: AcquireEvent) {
+            self.at("acquire");
+        }
+        fn handle_checkout(&self, _: CheckoutEvent) {
+            self.at("checkout");
+        }
+        fn handle_checkin(&self, _: CheckinEvent) {
+            self.at("checkin");
+        }
+        fn handle_release(&self, _: ReleaseEvent) {
+            self.at("release");
+        }
+    }
+    for at in ["acquire", "checkout", "checkin", "release", "before acquire", "after release", "before close"] {
+        let hook = |name: &'static str| {
+            move |(): &mut (), _| {
+                Panics(at).at(name);
+                Ok(())
+            }
+        };
+        let pool = Pool::builder()
+            .max_size(1)
+            .event_handler(Box::new(Panics(at)))
+            .before_acquire(hook("before acquire"))
+            .after_release(hook("after release"))
+            .before_close(move |(), _| Panics(at).at("before close"))
+            .build(Server::default())
+            .unwrap();
+        let uses: [fn(&Pool<Server>); 3] = [
+            |pool| drop(pool.get()),
+            |pool| PooledConnection::discard(pool.get().unwrap()),
+            |pool| drop(PooledConnection::detach(pool.get().unwrap())),
+        ];
+        for use_it in uses {
+            let _ = catch_unwind(AssertUnwindSafe(|| use_it(&pool)));
+            // What is still there is idle.
+            let state = pool.state();
+            assert_eq!(state.connections, state.idle_connections, "{at}");
+        }
+        let _ = catch_unwind(AssertUnwindSafe(|| pool.close()));
+        pool.close_timeout(testing::patience()).unwrap();
+        let all = statistics(&pool);
+        assert_eq!(all.created, all.closed.total(), "{at}: {all:?}");
+        drop(catch_unwind(AssertUnwindSafe(|| drop(pool))));
+    }
+}
+
+/// It is between its holder's look and its slot when all are evicted.
+#[test]
+fn what_was_evicted_is_lent_to_nobody() {
+    static POOL: OnceLock<Pool<Evicts>> = OnceLock::new();
+    struct Evicts(AtomicU32, AtomicBool);
+    impl ManageConnection for Evicts {
+        type Connection = u32;
+        type Error = io::Error;
+        fn connect(&self) -> io::Result<u32> {
+            Ok(self.0.fetch_add(1, SeqCst))
+        }
+        fn is_valid(&self, _: &mut u32) -> io::Result<()> {
+            Ok(())
+        }
+        fn has_broken(&self, _: &mut u32) -> bool {
+            if self.1.swap(false, SeqCst) {
+                POOL.get().unwrap().evict();
+            }
+            false
+        }
+    }
+    let pool = POOL.get_or_init(|| Pool::new(Evicts(AtomicU32::new(0), AtomicBool::new(false))).unwrap());
+    // Until it is lent without a look at the clock, and by one.
+    for _ in 0..3 {
+        let before = *pool.get().unwrap();
+        pool.manager().1.store(true, SeqCst);
+        drop(pool.get().unwrap());
+        assert_ne!(*pool.get().unwrap(), before);
+    }
+    pool.manager().1.store(true, SeqCst);
+    drop(pool.get().unwrap());
+    pool.maintain();
+    assert_eq!(pool.state().connections, 0, "nor is it kept");
 }
 
 #[test]
@@ -203,12 +312,26 @@ fn who_would_wait_behind_too_many_is_turned_away_at_once() {
         assert_eq!(error.kind(), ErrorKind::QueueFull);
         let text = error.to_string();
         let begins =
-            "pool \"web\" turned away, as others wait already: 1 of 1 in use, 1 others waiting; held longest: for ";
+            "pool \"web\" turned away, for no more may wait: 1 of 1 in use, 1 others waiting; held longest: for ";
         assert!(text.starts_with(begins), "{text}");
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::WouldBlock);
         drop(held);
     });
     assert_eq!(statistics(&pool).turned_away, 1);
+
+    // A full server is waited for all the same, by one who had his turn already; and the reason is told.
+    let pool = Pool::builder().max_size(2).max_waiting(Some(0)).build(Server::default()).unwrap();
+    let held = pool.get().unwrap();
+    pool.manager().is_full.store(true, SeqCst);
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| pool.get().is_ok());
+        testing::wait_until("it waits", || pool.state().waiting == 1);
+        let error = pool.get().unwrap_err();
+        assert!(error.is_queue_full(), "{error:#}");
+        assert!(error.source().unwrap().to_string().ends_with("no room"), "{error:#}");
+        drop(held);
+        assert!(waits.join().unwrap());
+    });
 
     // Nobody waits, but who finds one is served.
     let pool = Pool::builder().max_size(1).max_waiting(Some(0)).build(Server::default()).unwrap();
@@ -298,7 +421,7 @@ fn an_exhausted_pool_says_all_that_is_known() {
             "{text}"
         );
         assert!(text.contains(&format!("s, by {}", place(line))), "{text}");
-        assert!(text.contains("; this thread has one of them itself, from "), "{text}");
+        assert!(text.contains("; this thread asked for one of them itself, at "), "{text}");
         drop(first);
         let third = thread::scope(|scope| scope.spawn(|| pool.get().unwrap()).join().unwrap());
         let text = pool.get_timeout(Duration::from_millis(5)).unwrap_err().to_string();

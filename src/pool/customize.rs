@@ -26,6 +26,8 @@ pub trait CustomizeConnection<C, E>: fmt::Debug + Send + Sync + 'static {
     /// A connection has left the pool, and is the callee's: in order, broken, or too old. It is not asked about what a child inherited,
     /// and not about connections that `on_acquire` refused. Default: drops it.
     ///
+    /// From here on it is not protected: who keeps it should put it in a [`Guarded`](crate::fork::Guarded).
+    ///
     /// This takes the place of the manager's [`goodbye`](ManageConnection::goodbye), and nobody tells it how long it may take. A
     /// pool whose connections are to be looked at once more, and then closed as ever, has
     /// [`before_close`](crate::Builder::before_close).
@@ -170,7 +172,7 @@ pub(super) struct Told(String);
 
 impl<M: ManageConnection> Hooks<M> {
     /// An error of the driver, for those who wait. If there is somebody who handles errors it is his, and they have its text.
-    pub(super) fn give(&self, error: M::Error, may_tell: bool) -> Source {
+    pub(super) fn tell_error(&self, error: M::Error, may_tell: bool) -> Source {
         match &self.errors {
             Some(handler) if may_tell => {
                 let text = error.to_string();
