@@ -26,6 +26,7 @@ pub(crate) fn contenders() -> Vec<Contender> {
         forksafe("forksafe", Duration::MAX, Numbers),
         forksafe("forksafe, looks each 500 ms", Duration::from_millis(500), Numbers),
         forksafe("forksafe, 1 descriptor", Duration::MAX, Sockets),
+        watched(),
         nearly_all_lent(),
         r2d2(),
         bb8(),
@@ -55,6 +56,22 @@ fn forksafe<M: forksafe::ManageConnection>(name: &'static str, test_after: Durat
         .build(manager)
         .expect("a pool");
     Contender::new(name, move |times| {
+        for _ in 0..times {
+            black_box(pool.get().expect("one for each thread"));
+        }
+    })
+}
+
+/// Each checkout and each return is told to somebody, who does nothing about it.
+fn watched() -> Contender {
+    let pool = forksafe::Pool::builder()
+        .test_after(Duration::MAX)
+        .max_size(CONNECTIONS)
+        .min_idle(Some(CONNECTIONS))
+        .event_handler(Box::new(forksafe::event::NopEventHandler))
+        .build(Numbers)
+        .expect("a pool");
+    Contender::new("forksafe, each loan is told", move |times| {
         for _ in 0..times {
             black_box(pool.get().expect("one for each thread"));
         }
