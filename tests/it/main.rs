@@ -29,6 +29,7 @@ mod limits;
 mod liveness;
 mod managers;
 mod names;
+mod observe;
 mod overload;
 mod per_process;
 mod pool;
