@@ -48,6 +48,7 @@
 //! | [`fork`] | without the pool: [`fork::PerProcess`] for anything that a child must make anew, [`fork::Guarded`] and [`fork::Registration`] for clients of your own, [`fork::on_child`] |
 //! | feature `redis` | `impl ManageConnection for redis::Client`, and `redis::RedisManager` with options |
 //! | feature `postgres` | `postgres::PostgresManager`, for `postgres::Client`s |
+//! | feature `r2d2` | `r2d2::R2d2`, which makes a manager of this crate's from one that was written for r2d2 |
 //! | feature `testing` | `testing`: children with deadlines, every way of forking, servers that judge; `testing::guide` says how to prove that a program survives fork |
 //!
 //! `use forksafe::*` is not supported: modules have the names of the crates that they are for.
@@ -69,6 +70,8 @@ pub mod fork;
 mod pool;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "r2d2")]
+pub mod r2d2;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod sync;

@@ -79,6 +79,9 @@
 //! # }
 //! ```
 //!
+//! A driver that opens its streams itself can be watched while it does: [`Attempt::observe`](crate::Attempt::observe) sees exactly
+//! what it opens, and publishes that. (The feature `r2d2` does so for managers that were written for r2d2.)
+//!
 //! If it cannot be had, say [`Descriptors::unknown`](crate::fork::Descriptors::unknown), which is the default: the client is
 //! abandoned in a child, its socket stays open there, and what was borrowed from it is not protected.
 //!

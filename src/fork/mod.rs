@@ -27,6 +27,8 @@ mod generation;
 mod guarded;
 mod handler;
 pub(crate) mod hooks;
+#[cfg(feature = "r2d2")]
+pub(crate) mod impatient;
 mod observe;
 pub(crate) mod peek;
 mod per_process;

@@ -3,6 +3,7 @@
 //! Every test runs in a process of its own and every child has a deadline. What differs between the servers is behind
 //! [`servers::Server`]; a scenario is written once and run against each.
 
+mod adapters;
 mod assertions;
 mod audit;
 mod bad_networks;
