@@ -231,9 +231,11 @@ impl Attempt {
     /// # }
     /// ```
     ///
-    /// The closure runs on a thread of its own, whose descriptor table is a copy of the process's; what it opens comes into the
-    /// process's afterwards, under the numbers that the driver knows. It costs a tenth of a millisecond or so, and 18 numbers of the
-    /// process's table meanwhile (fewer where that is nearly full). What that means for the closure:
+    /// In a process that has a single thread (a child that has just been forked, say) it is a look before and a look after. In
+    /// one that has more the closure runs on a thread of its own, whose descriptor table is a copy of the process's; what it opens comes
+    /// into the process's afterwards, under the numbers that the driver knows. It costs a quarter of a millisecond, one more for each
+    /// thousand open descriptors, and 18 numbers of the process's table meanwhile (fewer where that is nearly full). What that means
+    /// for the closure:
     ///
     /// - It may use files and terminals of the process, its standard streams and its datagram sockets (a log). The other streams,
     ///   listeners and pipes that the process has open are covered by a dead socket there.
@@ -241,6 +243,7 @@ impl Attempt {
     ///   calling thread (`thread_local!`) are not to be seen.
     /// - Signals are blocked in it. A panic goes on in the caller.
     /// - It must not fork: the child has nobody to return to, and is aborted when it tries. To start a program is fine.
+    /// - What it closes of the process's own stays open there.
     /// - It is not for databases in files (SQLite): their locks belong to a table. Nor for drivers whose threads live on, nor for
     ///   the first use of a runtime that the whole program has.
     ///

@@ -2,7 +2,7 @@
 
 use crate::churn::sockets_to;
 use crate::kit::{self, StopOnDrop, TakesNumbers, deny, hide_proc};
-use forksafe::fork::Unobserved;
+use forksafe::fork::{Descriptors, Unobserved};
 use forksafe::testing::{self, Answer, Witness, WitnessClient, clean_process};
 use forksafe::{Attempt, Deadline, ManageConnection, Pool, PooledConnection};
 use std::fs::File;
@@ -419,6 +419,99 @@ fn the_attempt_is_current_in_the_closure() {
         let (left, stream) = left.unwrap().unwrap();
         assert!(left.is_some_and(|left| left <= Duration::from_secs(7)), "{left:?}");
         assert!(testing::child(|| stream.peer_addr().is_err()).join());
+    });
+}
+
+/// A manager of this crate inside, say. Nothing is published twice, and nothing stays.
+#[test]
+fn what_the_closure_publishes_itself_is_published_once() {
+    clean_process(|| {
+        let (address, kept) = server();
+        let before = open_numbers();
+        let at = attempt();
+        let connect = || {
+            let stream = TcpStream::connect(address)?;
+            Attempt::current().unwrap().own(Descriptors::of(&stream));
+            Ok::<_, io::Error>((stream, TcpStream::connect(address)?))
+        };
+        let (one, other) = at.observe(connect).unwrap().unwrap();
+        let theirs = [kept.recv().unwrap(), kept.recv().unwrap()];
+        assert!(testing::child(|| one.peer_addr().is_err() && other.peer_addr().is_err()).join());
+        drop((one, other, at));
+        for mut stream in theirs {
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        }
+        assert_eq!(open_numbers(), before);
+    });
+}
+
+/// There is nobody whose descriptors they could be. To start a thread in such a child could hang.
+#[test]
+fn in_a_process_with_one_thread_none_is_started() {
+    clean_process(|| {
+        let (address, _kept) = server();
+        testing::child(|| {
+            let at = attempt();
+            let connect = || Ok::<_, io::Error>((thread::current().id(), TcpStream::connect(address)?));
+            let (there, stream) = at.observe(connect).unwrap().unwrap();
+            assert_eq!(there, thread::current().id());
+            assert!(testing::child(|| stream.peer_addr().is_err()).join());
+            assert!(stream.peer_addr().is_ok());
+            let none = unobserved(|| File::open("/dev/null"));
+            assert!(none.to_string().contains("no socket"), "{none}");
+            let other = File::open("/dev/null").unwrap();
+            let number = other.as_raw_fd();
+            let (at, mut other) = (attempt(), Some(other));
+            let connect = || {
+                drop(other.take());
+                TcpStream::connect(address)
+            };
+            let stream = at.observe(connect).unwrap().unwrap();
+            assert_eq!(stream.as_raw_fd(), number, "it has not got the number of what was closed");
+            assert!(testing::child(|| stream.peer_addr().is_err()).join());
+            let (end, ends) = mpsc::channel::<()>();
+            let threads = unobserved(|| {
+                thread::spawn(move || ends.recv());
+                TcpStream::connect(address)
+            });
+            assert!(threads.to_string().contains("threads"), "{threads}");
+            drop(end);
+        })
+        .join();
+    });
+}
+
+/// There the closure's child comes back into the closure, as from any connect: the pool abandons what it has.
+#[test]
+fn a_closure_that_forks_on_the_only_thread_goes_on_in_both() {
+    clean_process(|| {
+        let (address, _kept) = server();
+        testing::child(|| {
+            let at = attempt();
+            let connect = || Ok::<_, io::Error>((TcpStream::connect(address)?, kit::fork()));
+            match at.observe(connect).unwrap().unwrap() {
+                (stream, None) => kit::leave(|| assert!(stream.peer_addr().is_err())),
+                (stream, Some(child)) => assert_eq!((kit::exit_code(child), stream.peer_addr().is_ok()), (0, true)),
+            }
+        })
+        .join();
+    });
+}
+
+/// What gets the number of something that the closure has closed is not one of those that are kept.
+#[test]
+fn a_driver_that_closes_what_it_did_not_open_is_not_observed() {
+    clean_process(|| {
+        let (address, _kept) = server();
+        let mut other = Some(File::open("/dev/null").unwrap());
+        let unseen = unobserved(|| {
+            let number = other.as_ref().unwrap().as_raw_fd();
+            drop(other.take());
+            let stream = TcpStream::connect(address)?;
+            assert_eq!(stream.as_raw_fd(), number);
+            Ok(stream)
+        });
+        assert!(unseen.is_lasting(), "{unseen}");
     });
 }
 

@@ -1,6 +1,7 @@
 //! What a closure opens: exactly that, and nothing of any other thread's.
 //!
-//! Descriptors do not say who opened them, and in a process with threads the difference between before and after is whoever's. So
+//! Descriptors do not say who opened them. In a process with a single thread, as a child is that has just been forked, the difference
+//! between before and after tells ([`alone`]). In one with threads the difference is whoever's. So
 //! the closure runs on a thread with a descriptor table of its own, where nobody else opens anything:
 //!
 //! 1. *Reserve* some numbers in the process's table, by placeholders ([`reserved`]).
@@ -19,6 +20,8 @@
 //! *What is still open when the closure has failed*, or what it opened is not to be told: something that the program keeps (a log
 //! that was opened when it was first needed). It is put in its place as well, and belongs to no connection.
 
+mod alone;
+mod listing;
 mod parcel;
 mod private;
 mod reserved;
@@ -33,6 +36,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
+use std::time::Duration;
 
 /// Why it is not known what a connection is made of: [`Attempt::observe`](crate::Attempt::observe) could not see it.
 #[derive(Debug)]
@@ -45,6 +49,7 @@ enum Why {
     NoTable(io::Error),
     NoList(io::Error),
     TooMany,
+    Elsewhere,
     LeftThreads,
     LockedFile,
     NoSocket,
@@ -56,9 +61,13 @@ impl Unobserved {
     /// something.
     pub fn is_lasting(&self) -> bool {
         match self.0 {
-            Why::NoTable(_) | Why::NoList(_) | Why::TooMany | Why::LeftThreads | Why::LockedFile | Why::NoSocket => {
-                true
-            }
+            Why::NoTable(_)
+            | Why::NoList(_)
+            | Why::TooMany
+            | Why::Elsewhere
+            | Why::LeftThreads
+            | Why::LockedFile
+            | Why::NoSocket => true,
             Why::NoRoom | Why::NoThread(_) | Why::Lost(_) => false,
         }
     }
@@ -73,6 +82,9 @@ impl fmt::Display for Unobserved {
             Why::NoTable(_) => f.write_str("a thread cannot have a descriptor table of its own here"),
             Why::NoList(_) => f.write_str("/proc does not list the descriptors of a thread"),
             Why::TooMany => write!(f, "the driver opens more than {} at a time", reserved::MOST - 1),
+            Why::Elsewhere => {
+                f.write_str("the driver closes descriptors that it has not opened, and takes their numbers")
+            }
             Why::LeftThreads => f.write_str("the driver leaves threads behind, which share them"),
             Why::LockedFile => f.write_str("the driver has locked a file, and such a lock cannot be moved"),
             Why::NoSocket => f.write_str("the driver has opened no socket and no pipe on the thread that connects"),
@@ -95,6 +107,10 @@ thread_local! {
     static IS_OBSERVED: Cell<bool> = const { Cell::new(false) };
 }
 
+/// How long threads of the driver's that have ended may take to be gone: the kernel wakes who waits for their end before it takes
+/// their table away.
+const GONE_WITHIN: Duration = Duration::from_millis(200);
+
 /// A descriptor on its way from one table to the other.
 #[derive(Clone, Copy, Debug)]
 struct Moved {
@@ -108,16 +124,19 @@ struct Brought<R> {
     moved: Vec<Moved>,
 }
 
-/// Runs the closure on a thread of its own and tells what it has opened: the sockets and nameless pipes, under numbers that are
-/// the process's by then. Nothing, inside another observation: that one sees it.
+/// Runs the closure, on a thread of its own if there are others, and tells what it has opened: the sockets and nameless pipes, under
+/// numbers that are the process's by then. Nothing, inside another observation: that one sees it.
 ///
-/// A panic in the closure goes on here. A child that is forked by the closure has no caller to come back to: it is aborted when
-/// it tries.
+/// A panic in the closure goes on here. A child that is forked by the closure on a thread of its own has no caller to come back to:
+/// it is aborted when it tries.
 pub(crate) fn observe<T: Send, E: Send>(
     connect: impl FnOnce() -> Result<T, E> + Send,
 ) -> Result<Result<(T, Descriptors), E>, Unobserved> {
     if IS_OBSERVED.get() {
         return Ok(connect().map(|client| (client, Descriptors::none())));
+    }
+    if sys::is_single_threaded() {
+        return alone::observe(connect);
     }
     let reserved = Reserved::new().ok_or(Unobserved(Why::NoRoom))?;
     let Brought { outcome, moved } = thread::scope(|scope| {
@@ -134,13 +153,13 @@ pub(crate) fn observe<T: Send, E: Send>(
     };
     // A client whose descriptors are lost closes placeholders.
     let _: () = placed?;
-    Ok(Ok((client, own(&moved))))
+    Ok(Ok((client, own(moved.iter().map(|one| one.fd)))))
 }
 
-/// Of what was moved: what a child can drop, and the managers inside the closure have not published themselves.
-fn own(moved: &[Moved]) -> Descriptors {
-    let own = moved.iter().filter(|one| can_be_registered(one.fd) && !super::registration::is_registered(one.fd));
-    own.fold(Descriptors::none(), |all, one| all.and_raw(one.fd))
+/// Of what was opened: what a child can drop, and the managers inside the closure have not published themselves.
+fn own(opened: impl Iterator<Item = RawFd>) -> Descriptors {
+    let own = opened.filter(|fd| can_be_registered(*fd) && !super::registration::is_registered(*fd));
+    own.fold(Descriptors::none(), Descriptors::and_raw)
 }
 
 fn can_be_registered(fd: RawFd) -> bool {

@@ -1,7 +1,8 @@
 //! The descriptor table of a thread that has parted from the process's.
 
+use super::listing::{Listing, no_list};
 use super::reserved::Reserved;
-use super::{Moved, Unobserved, Why, parcel};
+use super::{GONE_WITHIN, Moved, Unobserved, Why, parcel};
 use crate::fork::handler::sys::{self, Identity};
 use std::fs;
 use std::io;
@@ -12,14 +13,10 @@ use std::ptr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long threads of the driver's that have ended may take to be gone: the kernel wakes who waits for their end before it takes
-/// their table away.
-const GONE_WITHIN: Duration = Duration::from_millis(200);
-
 pub(super) struct Private<'a> {
     reserved: &'a Reserved,
-    /// What was open before the closure ran, in order.
-    before: Vec<RawFd>,
+    /// What was open before the closure ran.
+    before: Listing,
     /// A socket that is in this table only: which threads share it is told by this.
     marker: (RawFd, Identity),
     /// Threads of the driver's have it, too.
@@ -33,7 +30,7 @@ impl<'a> Private<'a> {
         let marker = sys::unconnected_socket().ok_or(Unobserved(Why::NoRoom))?;
         let identity = sys::look(marker).ok_or(Unobserved(Why::NoRoom))?.identity;
         // Until the contrary has been seen: an emulator may say yes to everything.
-        let mut private = Self { reserved, before: Vec::new(), marker: (marker, identity), is_shared: true };
+        let mut private = Self { reserved, before: Listing::none(), marker: (marker, identity), is_shared: true };
         if private.is_shared_still()? {
             sys::close(marker);
             return Err(Unobserved(Why::NoTable(io::ErrorKind::Unsupported.into())));
@@ -41,14 +38,14 @@ impl<'a> Private<'a> {
         fill_holes(reserved);
         private.cover_streams()?;
         reserved.numbers().iter().copied().for_each(sys::close);
-        private.before = open_numbers()?;
+        private.before = Listing::now()?;
         Ok(private)
     }
 
     /// Whatever the process has that somebody waits for the end of.
     fn cover_streams(&self) -> Result<(), Unobserved> {
         let spared = [0, 1, 2, self.marker.0, self.reserved.sender()];
-        for fd in open_numbers()?.into_iter().filter(|fd| !spared.contains(fd)) {
+        for fd in Listing::now()?.numbers().filter(|fd| !spared.contains(fd)) {
             if somebody_waits_for_its_end(fd) && !sys::replace(self.marker.0, fd) {
                 sys::close(fd);
             }
@@ -75,22 +72,19 @@ impl<'a> Private<'a> {
         if self.is_shared_still()? {
             return Ok(Some(Why::LeftThreads));
         }
-        let opened = self.opened()?;
-        let is_ours = |fd: &RawFd| self.reserved.numbers().contains(fd);
+        let opened = self.before.opened_since()?;
+        let are_elsewhere = opened.iter().filter(|fd| !self.reserved.numbers().contains(fd)).count();
         // With all numbers taken there may have been more, of which some have been closed.
-        if opened.len() >= self.reserved.numbers().len() || !opened.iter().all(is_ours) {
+        if opened.len() - are_elsewhere >= self.reserved.numbers().len() {
             return Ok(Some(Why::TooMany));
+        }
+        if are_elsewhere > 0 {
+            return Ok(Some(Why::Elsewhere));
         }
         if opened.iter().any(|fd| has_lock_of_its_table(*fd)) {
             return Ok(Some(Why::LockedFile));
         }
         Ok((!opened.iter().any(|fd| super::can_be_registered(*fd))).then_some(Why::NoSocket))
-    }
-
-    fn opened(&self) -> Result<Vec<RawFd>, Unobserved> {
-        let mut now = open_numbers()?;
-        now.retain(|fd| self.before.binary_search(fd).is_err());
-        Ok(now)
     }
 
     /// Whether other threads have this table. Those that are about to be gone are waited for.
@@ -165,26 +159,11 @@ fn fill_holes(reserved: &Reserved) {
     }
 }
 
-/// Of this thread's table, in order. To ask for each number is ten times faster than to have `/proc` list them.
-fn open_numbers() -> Result<Vec<RawFd>, Unobserved> {
-    let status = fs::read_to_string("/proc/thread-self/status").map_err(no_list)?;
-    let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")?.trim().parse::<RawFd>().ok());
-    let size = size.ok_or_else(|| no_list(io::ErrorKind::InvalidData.into()))?;
-    Ok((0..size).filter(|fd| flags(*fd).is_some()).collect())
-}
-
 /// Of a number that is open.
 fn flags(fd: RawFd) -> Option<libc::c_int> {
     // SAFETY: takes numbers and no memory.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
     (flags >= 0).then_some(flags)
-}
-
-fn no_list(error: io::Error) -> Unobserved {
-    match error.raw_os_error() {
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Unobserved(Why::NoRoom),
-        _ => Unobserved(Why::NoList(error)),
-    }
 }
 
 /// Whether another thread of this process has this very thing under this number.
@@ -233,6 +212,6 @@ fn close_all_but_the_first_three() {
     // SAFETY: takes numbers and no memory. The table is this thread's alone: nobody else has its marker.
     let failed = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) != 0 };
     if failed {
-        open_numbers().into_iter().flatten().filter(|fd| *fd > 2).for_each(sys::close);
+        Listing::now().iter().flat_map(Listing::numbers).filter(|fd| *fd > 2).for_each(sys::close);
     }
 }
