@@ -30,7 +30,10 @@ impl MariaDb {
         let mut install = Command::new("mariadb-install-db");
         // It takes no argument in two parts.
         let datadir = format!("--datadir={}", data.display());
-        install.args(SETTINGS).args(user).arg(&datadir);
+        // A server that starts removes what it takes for its own in the folder for temporary files: each has to have one.
+        let temporary = folder.path().join("tmp");
+        std::fs::create_dir(&temporary).expect("a folder");
+        install.env("TMPDIR", &temporary).args(SETTINGS).args(user).arg(&datadir);
         install.args(["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]);
         let installed = install.output().unwrap_or_else(|error| panic!("{}", server::advice(&install, &error)));
         assert!(installed.status.success(), "{install:?}: {installed:?}");
@@ -38,7 +41,7 @@ impl MariaDb {
         // Debian keeps it off the path of ordinary users.
         let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
         let mut command = Command::new("mariadbd");
-        command.env("PATH", path).args(SETTINGS).args(user).arg(&datadir);
+        command.env("PATH", path).env("TMPDIR", &temporary).args(SETTINGS).args(user).arg(&datadir);
         command
             .arg("--socket")
             .arg(folder.path().join("socket"))
