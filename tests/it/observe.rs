@@ -520,15 +520,24 @@ fn a_closure_that_forks_harms_nobody() {
     clean_process(|| {
         let (address, kept) = server();
         let (at, child) = (attempt(), AtomicU64::new(0));
+        let path = std::env::temp_dir().join(format!("forksafe-observe-said-{}", std::process::id()));
+        let said = File::create(&path).unwrap();
         let mut stream = at
             .observe(|| {
                 let stream = TcpStream::connect(address)?;
-                child.store(kit::fork().map_or(0, |child| child as u64), SeqCst);
+                match kit::fork() {
+                    // SAFETY: takes numbers.
+                    None => _ = unsafe { libc::dup2(said.as_raw_fd(), 2) },
+                    Some(number) => child.store(number as u64, SeqCst),
+                }
                 Ok::<_, io::Error>(stream)
             })
             .unwrap()
             .unwrap();
         assert_eq!(kit::exit_code(child.load(SeqCst) as i32), -libc::SIGABRT);
+        let said = std::fs::read_to_string(&path).unwrap();
+        let _ = std::fs::remove_file(&path);
+        assert!(said.contains("Attempt::observe has forked"), "{said}");
         stream.write_all(b"alive").unwrap();
         kept.recv().unwrap().read_exact(&mut [0; 5]).unwrap();
     });
