@@ -445,6 +445,48 @@ fn what_the_closure_publishes_itself_is_published_once() {
     });
 }
 
+/// As a manager that has one of this crate's inside, and another client.
+struct Both(SocketAddr);
+
+impl ManageConnection for Both {
+    type Connection = (TcpStream, TcpStream);
+    type Error = io::Error;
+
+    fn connect(&self) -> io::Result<(TcpStream, TcpStream)> {
+        let stream = TcpStream::connect(self.0)?;
+        Attempt::current().unwrap().own(Descriptors::of(&stream));
+        Ok((stream, TcpStream::connect(self.0)?))
+    }
+    fn connect_within(&self, at: &mut Attempt) -> io::Result<(TcpStream, TcpStream)> {
+        at.observe(|| self.connect()).unwrap_or_else(|why| Err(io::Error::other(why)))
+    }
+    fn is_valid(&self, _: &mut (TcpStream, TcpStream)) -> io::Result<()> {
+        Ok(())
+    }
+    fn has_broken(&self, _: &mut (TcpStream, TcpStream)) -> bool {
+        false
+    }
+}
+
+/// The attempt's second descriptor of what was published inside is opened in the closure, too, and closed afterwards.
+#[test]
+fn a_child_keeps_no_number_of_what_was_only_there_while_it_connected() {
+    clean_process(|| {
+        let (address, _kept) = server();
+        let pool = Pool::new(Both(address)).unwrap();
+        let lent = pool.get().unwrap();
+        let here = open_numbers();
+        match kit::fork() {
+            None => kit::leave(|| {
+                assert_eq!(open_numbers(), here);
+                assert!(sockets_to(address).is_empty());
+            }),
+            Some(child) => assert_eq!(kit::exit_code(child), 0),
+        }
+        assert_eq!(lent.0.peer_addr().unwrap(), lent.1.peer_addr().unwrap());
+    });
+}
+
 /// There is nobody whose descriptors they could be. To start a thread in such a child could hang.
 #[test]
 fn in_a_process_with_one_thread_none_is_started() {
@@ -511,7 +553,7 @@ fn a_driver_that_closes_what_it_did_not_open_is_not_observed() {
             assert_eq!(stream.as_raw_fd(), number);
             Ok(stream)
         });
-        assert!(unseen.is_lasting(), "{unseen}");
+        assert!(unseen.is_lasting() && unseen.to_string().contains("closes"), "{unseen}");
     });
 }
 
