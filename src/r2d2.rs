@@ -30,7 +30,7 @@
 //! | --- | --- | --- |
 //! | *disowned* | [`R2d2::new`] if the driver can be [observed](crate::Attempt::observe), or [`descriptors_by`](R2d2::descriptors_by) if it shows them | closed, or dead under their numbers |
 //! | *abandoned* | [`unobserved`](R2d2::unobserved), or a driver that cannot be observed | stay open until it ends or executes another program: the parent's session does not end before |
-//! | *never closed* | [`in_files`](R2d2::in_files) | as they were: a database in a file is not to be touched by a process that has inherited it |
+//! | *never closed* | [`in_files`](R2d2::in_files) | as they were, and the pool refuses to open the database once more: see there |
 //!
 //! [`State::unknown_descriptors`](crate::State::unknown_descriptors) counts those that are abandoned, and
 //! [`Builder::require_known_descriptors`](crate::Builder::require_known_descriptors) makes them an error. What has been seen:
@@ -49,12 +49,12 @@
 //! known. A driver that polls with its own timeout (libpq) waits as long as that says.
 
 use crate::fork::impatient::Impatient;
-use crate::fork::{Descriptors, Unobserved};
+use crate::fork::{Descriptors, PerProcess, Unobserved};
 use crate::{Attempt, Deadline, Fault, ManageConnection};
 use std::any;
 use std::error::Error;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 
 /// A manager of r2d2's as one of this crate's. See the [module](self) for what it protects.
 pub struct R2d2<M: r2d2::ManageConnection> {
@@ -62,8 +62,34 @@ pub struct R2d2<M: r2d2::ManageConnection> {
     finds: Finds<M::Connection>,
     /// It has been tried, and will be so the next time, too.
     cannot_be_observed: AtomicBool,
+    files: Files,
     goodbye: Option<Goodbye<M::Connection>>,
     classify: Option<Classify>,
+}
+
+/// How many connections in files there are: a process must not open a database beside connections that it has inherited.
+struct Files {
+    /// With those that were inherited, of which none is ever closed.
+    all: AtomicU32,
+    own: PerProcess<AtomicU32>,
+}
+
+impl Files {
+    fn inherited(&self) -> u32 {
+        let all = self.all.load(SeqCst);
+        all.saturating_sub(PerProcess::get(&self.own).load(SeqCst))
+    }
+
+    /// In this order: never are there more of all than of one's own for want of time.
+    fn opens(&self) {
+        PerProcess::get(&self.own).fetch_add(1, SeqCst);
+        self.all.fetch_add(1, SeqCst);
+    }
+
+    fn closed(&self) {
+        self.all.fetch_sub(1, SeqCst);
+        PerProcess::get(&self.own).fetch_sub(1, SeqCst);
+    }
 }
 
 enum Finds<C> {
@@ -78,12 +104,13 @@ type Classify = Box<dyn Fn(&(dyn Error + 'static)) -> Fault + Send + Sync>;
 
 impl<M: r2d2::ManageConnection> R2d2<M> {
     /// Its connects are [observed](Attempt::observe), which says what their restrictions are. A driver that cannot be is left to
-    /// itself: its descriptors are [unknown](Descriptors::unknown) then. So are those of an embedded database, as far as the name
-    /// of a type betrays it (SQLite, DuckDB), whose locks would be lost: say [`in_files`](Self::in_files).
+    /// itself: its descriptors are [unknown](Descriptors::unknown) then. Of an embedded database, as far as the name of a type betrays
+    /// it (SQLite, DuckDB), the locks would be lost: it is taken to be [in files](Self::in_files).
     pub fn new(manager: M) -> Self {
-        let finds = if is_embedded(any::type_name::<M>()) { Finds::None } else { Finds::ByObserving };
+        let finds = if is_embedded(any::type_name::<M>()) { Finds::InFiles } else { Finds::ByObserving };
         let cannot_be_observed = AtomicBool::new(false);
-        Self { inner: manager, finds, cannot_be_observed, goodbye: None, classify: None }
+        let files = Files { all: AtomicU32::new(0), own: PerProcess::new(|| AtomicU32::new(0)) };
+        Self { inner: manager, finds, cannot_be_observed, files, goodbye: None, classify: None }
     }
 
     /// For a client that shows its descriptors: nothing is observed, they are asked for. Class *disowned*.
@@ -116,10 +143,13 @@ impl<M: r2d2::ManageConnection> R2d2<M> {
         Self { finds: Finds::None, ..self }
     }
 
-    /// Its connections are files, and no others: a child leaves them open and never touches them. Class *never closed*. It
-    /// counts as known. A child that opens the same database anew while it still has those that it inherited is the database's affair:
-    /// of SQLite it is known to work as long as the inherited ones are not touched. To be sure,
-    /// [`Pool::disconnect`](crate::Pool::disconnect) before the fork.
+    /// Its connections are files, and no others: a child leaves them open and never touches them. Class *never closed*. They
+    /// count as known.
+    ///
+    /// Call [`Pool::disconnect`](crate::Pool::disconnect) before the fork, with nothing lent. SQLite keeps in memory which locks the
+    /// process has, and a child inherits that, but not the locks: what a child commits beside an inherited connection can be lost
+    /// when the parent closes its own. So a child that has inherited any gets no connection from the pool but an error
+    /// ([`is_unprotected`](crate::Error::is_unprotected)).
     #[must_use]
     pub fn in_files(self) -> Self {
         Self { finds: Finds::InFiles, ..self }
@@ -154,6 +184,20 @@ impl<M: r2d2::ManageConnection> R2d2<M> {
     }
 }
 
+impl<M: r2d2::ManageConnection> R2d2<M> {
+    fn open_file(&self, at: &Attempt) -> Result<M::Connection, M::Error> {
+        let inherited = self.files.inherited();
+        if inherited > 0 {
+            at.refuse(format!(
+                "this process has inherited {inherited} open connections to a database in a file, and may lose what it writes beside \
+                 them: call Pool::disconnect before the fork, with nothing lent"
+            ));
+        }
+        self.files.opens();
+        self.inner.connect().inspect_err(|_| self.files.closed())
+    }
+}
+
 fn is_embedded(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     ["sqlite", "duckdb"].iter().any(|database| name.contains(database))
@@ -172,6 +216,9 @@ where
     }
 
     fn connect_within(&self, at: &mut Attempt) -> Result<M::Connection, M::Error> {
+        if matches!(self.finds, Finds::InFiles) {
+            return self.open_file(at);
+        }
         let is_observed = matches!(self.finds, Finds::ByObserving) && !self.cannot_be_observed.load(Relaxed);
         let observed = is_observed.then(|| self.observe(at));
         // Without: the pool asks for the descriptors, and hears that they are unknown.
@@ -219,6 +266,9 @@ where
         match &self.goodbye {
             Some(say) => say(conn, deadline),
             None => drop(conn),
+        }
+        if matches!(self.finds, Finds::InFiles) {
+            self.files.closed();
         }
     }
 
