@@ -88,8 +88,8 @@
 //! # A client without sockets
 //!
 //! [`Descriptors::none`](crate::fork::Descriptors::none) says that nothing of it reaches outside the process. A database in a
-//! file (SQLite) does: its locks belong to a process, and a child that closes what it inherited drops its parent's. For those,
-//! [`Pool::disconnect`](crate::Pool::disconnect) before the fork, with nothing lent.
+//! file (SQLite) does: a child inherits what SQLite knows of its locks, but not the locks, and what it commits beside an inherited
+//! connection can be lost. For those, [`Pool::disconnect`](crate::Pool::disconnect) before the fork, with nothing lent.
 //!
 //! # Deadlines
 //!
