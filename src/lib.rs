@@ -50,6 +50,7 @@
 //! | feature `redis` | `impl ManageConnection for redis::Client`, and `redis::RedisManager` with options |
 //! | feature `postgres` | `postgres::PostgresManager`, for `postgres::Client`s |
 //! | features `tracing`, `metrics` | what happens in a pool, for a subscriber or a recorder |
+//! | feature `r2d2` | `r2d2::R2d2`, which makes a manager of this crate's from one that was written for r2d2 |
 //! | feature `testing` | `testing`: children with deadlines, every way of forking, servers that judge; `testing::guide` says how to prove that a program survives fork |
 //!
 //! `use forksafe::*` is not supported: modules have the names of the crates that they are for.
@@ -72,6 +73,8 @@ pub mod migrating;
 mod pool;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "r2d2")]
+pub mod r2d2;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod sync;

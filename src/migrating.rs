@@ -117,7 +117,8 @@
 //! ```
 //!
 //! Without that line it works as well, and says [`State::unknown_descriptors`](crate::State::unknown_descriptors): a child does
-//! not use what it inherits, but holds it open. A manager of somebody else's crate goes in as it is, with the feature `r2d2`.
+//! not use what it inherits, but holds it open. A manager of somebody else's crate goes in as it is, with the feature
+//! `r2d2` (`forksafe::r2d2::R2d2`). Of Diesel's functions those that want a connection want `&mut *guard`.
 //!
 //! # What differs on purpose
 //!

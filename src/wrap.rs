@@ -79,14 +79,17 @@
 //! # }
 //! ```
 //!
+//! A driver that opens its streams itself can be watched while it does: [`Attempt::observe`](crate::Attempt::observe) sees exactly
+//! what it opens, and publishes that. (The feature `r2d2` does so for managers that were written for r2d2.)
+//!
 //! If it cannot be had, say [`Descriptors::unknown`](crate::fork::Descriptors::unknown), which is the default: the client is
 //! abandoned in a child, its socket stays open there, and what was borrowed from it is not protected.
 //!
 //! # A client without sockets
 //!
 //! [`Descriptors::none`](crate::fork::Descriptors::none) says that nothing of it reaches outside the process. A database in a
-//! file (SQLite) does: its locks belong to a process, and a child that closes what it inherited drops its parent's. For those,
-//! [`Pool::disconnect`](crate::Pool::disconnect) before the fork, with nothing lent.
+//! file (SQLite) does: a child inherits what SQLite knows of its locks, but not the locks, and what it commits beside an inherited
+//! connection can be lost. For those, [`Pool::disconnect`](crate::Pool::disconnect) before the fork, with nothing lent.
 //!
 //! # Deadlines
 //!

@@ -27,6 +27,9 @@ mod generation;
 mod guarded;
 mod handler;
 pub(crate) mod hooks;
+#[cfg(feature = "r2d2")]
+pub(crate) mod impatient;
+mod observe;
 pub(crate) mod peek;
 mod per_process;
 #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for drivers that hide an event loop"))]
@@ -50,6 +53,8 @@ use handler::sys;
 #[cfg(feature = "testing")]
 pub(crate) use handler::{control, is_fallback};
 pub use hooks::{enter, on_child};
+pub use observe::Unobserved;
+pub(crate) use observe::observe;
 pub use per_process::PerProcess;
 pub(crate) use registration::make_dead;
 pub use registration::{Descriptors, Registration};

@@ -324,6 +324,13 @@ fn identify(one: Named) -> io::Result<(Named, Identity)> {
     Ok((one, open.identity))
 }
 
+/// Whether what is open under a number is somebody's already.
+pub(super) fn is_registered(fd: RawFd) -> bool {
+    let Some(open) = sys::look(fd) else { return false };
+    let is_it = |entry: &Entry| entry.descriptor() == (fd, open.identity);
+    table::entries().any(|entry| matches!(entry.state.load(Acquire), LENT | IDLE) && is_it(entry))
+}
+
 /// In a child that was forked between the making of a connection and its registration: what its frame still holds is made
 /// dead, unless its table may be the parent's own. (A client with an event loop never comes here: its registration comes before anything that could fork.)
 pub(crate) fn make_dead(descriptors: Descriptors) {

@@ -25,6 +25,15 @@ pub(super) fn until<T>(deadline: Deadline, ask: impl FnOnce() -> T) -> T {
     ask()
 }
 
+/// For another thread that does a part of this one's work: does it with what this one knows.
+pub(super) fn as_here<T>(work: impl FnOnce() -> T) -> impl FnOnce() -> T {
+    let asked = ASKED.try_with(Cell::get).ok().flatten();
+    move || match asked {
+        Some((asks, deadline)) if asks == generation() => until(deadline, work),
+        _ => work(),
+    }
+}
+
 /// The deadline of the question that a pool is asking on this thread. It is for whichever connection the manager makes of it, and so
 /// for no socket.
 #[cfg_attr(not(any(feature = "redis", feature = "postgres")), allow(dead_code, reason = "for managers of this crate"))]

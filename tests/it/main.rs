@@ -3,6 +3,7 @@
 //! Every test runs in a process of its own and every child has a deadline. What differs between the servers is behind
 //! [`servers::Server`]; a scenario is written once and run against each.
 
+mod adapters;
 mod assertions;
 mod audit;
 mod bad_networks;
@@ -30,6 +31,8 @@ mod limits;
 mod liveness;
 mod managers;
 mod names;
+mod observe;
+mod observed_closures;
 mod overload;
 mod per_process;
 mod pool;
@@ -56,4 +59,5 @@ mod statistics;
 mod storm;
 mod tap;
 mod telemetry;
+mod unobserved;
 mod witness;

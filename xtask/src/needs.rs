@@ -46,6 +46,25 @@ pub const TESTS: &[Need] = &[
         instead: None,
         is_there: |sh| cmd!(sh, "pkg-config --exists openssl").quiet().ignore_stderr().run().is_ok(),
     },
+    Need {
+        what: "libpq (for Diesel)",
+        debian_package: "libpq-dev",
+        instead: None,
+        is_there: |sh| cmd!(sh, "pkg-config --exists libpq").quiet().ignore_stderr().run().is_ok(),
+    },
+    Need {
+        what: "MariaDB",
+        debian_package: "mariadb-server",
+        instead: None,
+        // Debian keeps the server off the path of ordinary users.
+        is_there: |sh| sh.path_exists("/usr/sbin/mariadbd") || program(sh, "mariadbd").is_some(),
+    },
+    Need {
+        what: "memcached",
+        debian_package: "memcached",
+        instead: None,
+        is_there: |sh| program(sh, "memcached").is_some(),
+    },
 ];
 
 /// Of the integration tests under AddressSanitizer.
