@@ -63,6 +63,8 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("forksafe supports Linux so far; the README's section on other Unixes says what is missing");
 
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod credentials;
 mod deadline;
 #[allow(unsafe_code, reason = "the fork layer is what unsafe code is quarantined to")]
 pub mod fork;
@@ -77,6 +79,8 @@ mod sync;
 pub mod testing;
 pub mod wrap;
 
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub use credentials::{Credentials, NoCredentials};
 pub use deadline::Deadline;
 pub use pool::{
     Attempt, Builder, Dial, DialError, Error, Fault, ManageConnection, Pool, PooledConnection, Reset, State, Target,

@@ -10,6 +10,7 @@ mod callbacks;
 mod children;
 mod churn;
 mod control;
+mod credentials;
 mod denied;
 mod ends;
 mod example;
