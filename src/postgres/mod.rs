@@ -342,7 +342,9 @@ where
             })
         });
         dialled.map_err(|error| match (error, why) {
-            (DialError::LookUp { host, source }, _) => Error::LookUp { host, source },
+            (DialError::LookUp { host, source }, _) => {
+                Error::LookUp { host: addresses::shown_host(&host).to_owned(), source }
+            }
             (DialError::Connect(()), why) => why.unwrap_or(Error::TimedOut(None)),
         })
     }
@@ -398,9 +400,8 @@ fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
 
 impl<T> fmt::Debug for PostgresManager<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The driver's configuration hides its password.
         let mut shown = f.debug_struct("PostgresManager");
-        shown.field("config", &self.config).field("on_return", &self.on_return);
+        shown.field("target", &addresses::shown(&self.config)).field("on_return", &self.on_return);
         shown.field("credentials", &self.credentials).finish_non_exhaustive()
     }
 }

@@ -49,6 +49,7 @@ mod redis_opening;
 mod redis_session;
 mod registry;
 mod resets;
+mod secrets;
 mod servers;
 mod storm;
 mod tap;
