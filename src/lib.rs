@@ -45,6 +45,7 @@
 //! | --- | --- |
 //! | [`Pool`], [`Builder`], [`PooledConnection`] | shaped after r2d2 |
 //! | [`ManageConnection`], [`Attempt`], [`Deadline`] | what a driver implements; one line makes an `AsFd` client safe. [`wrap`] says how |
+//! | [`cookbook`] | recipes: a prefork server, a job runner, an extension, a static pool, passwords that change |
 //! | [`fork`] | without the pool: [`fork::PerProcess`] for anything that a child must make anew, [`fork::Guarded`] and [`fork::Registration`] for clients of your own, [`fork::on_child`] |
 //! | feature `redis` | `impl ManageConnection for redis::Client`, and `redis::RedisManager` with options |
 //! | feature `postgres` | `postgres::PostgresManager`, for `postgres::Client`s |
@@ -63,6 +64,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("forksafe supports Linux so far; the README's section on other Unixes says what is missing");
 
+pub mod cookbook;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod credentials;
 mod deadline;

@@ -198,7 +198,7 @@ impl RedisManager {
     /// use forksafe::Credentials;
     /// use forksafe::redis::RedisManager;
     ///
-    /// let manager = RedisManager::open("rediss://app@cache.example/")?
+    /// let manager = RedisManager::open("redis://app@cache.example/")?
     ///     .credentials(|_deadline| std::fs::read_to_string("/run/secrets/redis").map(Credentials::password));
     /// # let _ = manager;
     /// # Ok::<_, redis::RedisError>(())
