@@ -46,6 +46,7 @@
 //! | [`Pool`], [`Builder`], [`PooledConnection`] | shaped after r2d2; [`migrating`] says what differs |
 //! | [`CustomizeConnection`], [`event`], [`Statistics`], [`Extensions`] | what is done about connections, and told of them |
 //! | [`ManageConnection`], [`Attempt`], [`Deadline`] | what a driver implements; one line makes an `AsFd` client safe. [`wrap`] says how |
+//! | [`cookbook`] | recipes: a prefork server, a job runner, an extension, a static pool, passwords that change |
 //! | [`fork`] | without the pool: [`fork::PerProcess`] for anything that a child must make anew, [`fork::Guarded`] and [`fork::Registration`] for clients of your own, [`fork::on_child`] |
 //! | feature `redis` | `impl ManageConnection for redis::Client`, and `redis::RedisManager` with options |
 //! | feature `postgres` | `postgres::PostgresManager`, for `postgres::Client`s |
@@ -66,6 +67,9 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("forksafe supports Linux so far; the README's section on other Unixes says what is missing");
 
+pub mod cookbook;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod credentials;
 mod deadline;
 #[allow(unsafe_code, reason = "the fork layer is what unsafe code is quarantined to")]
 pub mod fork;
@@ -83,6 +87,8 @@ mod sync;
 pub mod testing;
 pub mod wrap;
 
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub use credentials::{Credentials, NoCredentials};
 pub use deadline::Deadline;
 pub use pool::{
     Attempt, Builder, Closed, ClosedCounts, CustomizeConnection, Dial, DialError, Error, ErrorKind, Extensions, Fault,

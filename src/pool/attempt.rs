@@ -152,6 +152,16 @@ impl Attempt {
 
     /// Runs `connect` with this as the [current](Self::current) attempt of the thread.
     pub(super) fn run<T>(&self, connect: impl FnOnce() -> T) -> T {
+        Self::run_in(Some(self.clone()), connect)
+    }
+
+    /// Runs something that is no part of the attempt that this thread is in: it has none.
+    #[cfg_attr(not(any(feature = "postgres", feature = "redis")), allow(dead_code, reason = "for drivers"))]
+    pub(crate) fn outside<T>(call: impl FnOnce() -> T) -> T {
+        Self::run_in(None, call)
+    }
+
+    fn run_in<T>(attempt: Option<Self>, call: impl FnOnce() -> T) -> T {
         struct Restore(Option<Attempt>);
         impl Drop for Restore {
             fn drop(&mut self) {
@@ -159,9 +169,9 @@ impl Attempt {
                 let _ = CURRENT.try_with(|current| *current.borrow_mut() = before);
             }
         }
-        let before = CURRENT.try_with(|current| current.borrow_mut().replace(self.clone()));
+        let before = CURRENT.try_with(|current| std::mem::replace(&mut *current.borrow_mut(), attempt));
         let _restore = Restore(before.ok().flatten());
-        connect()
+        call()
     }
 
     /// When the caller of `get` wants an answer.

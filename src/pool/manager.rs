@@ -50,6 +50,14 @@ use std::sync::Arc;
 ///
 /// Any method may fork, or be interrupted by a fork of another thread. In a child that was forked inside a method the
 /// pool abandons what the method returns and starts over.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no manager of connections",
+    label = "a pool needs a `forksafe::ManageConnection` here",
+    note = "of Redis it is `redis::Client` with the feature `redis`, of PostgreSQL `forksafe::postgres::PostgresManager` with `postgres`",
+    note = "a manager written for the crate r2d2 goes in by `forksafe::r2d2::R2d2`, with the feature `r2d2`",
+    note = "for a client of your own, `forksafe::wrap` in the documentation says how; if `{Self}` is of another version of its crate \
+            than forksafe's, `cargo tree --duplicates` shows it"
+)]
 pub trait ManageConnection: Send + Sync + 'static {
     /// The driver's client.
     type Connection: Send + 'static;

@@ -82,10 +82,15 @@ pub(super) fn put_in_order(config: &Config, targets: &mut [(usize, SocketAddr)])
     targets.sort_by_cached_key(|&(host, address)| (chance.hash_one((here, host)), chance.hash_one((here, address))));
 }
 
+/// For people. Of a password with an `@` that is not encoded, the driver takes the rest for the beginning of the host.
+pub(super) fn shown_host(name: &str) -> &str {
+    name.rsplit('@').next().unwrap_or(name)
+}
+
 /// For people: no user, no password.
 pub(super) fn shown(config: &Config) -> String {
     let host = |(place, host): (usize, &Host)| match host {
-        Host::Tcp(name) => format!("{name}:{}", port(config, place)),
+        Host::Tcp(name) => format!("{}:{}", shown_host(name), port(config, place)),
         Host::Unix(path) => format!("{}:{}", path.display(), port(config, place)),
     };
     let mut shown: Vec<String> = config.get_hosts().iter().enumerate().map(host).collect();

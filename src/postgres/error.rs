@@ -55,6 +55,9 @@ pub enum Error {
     /// The process, or the system, has too many open files.
     #[error("no room for the descriptors of another connection")]
     NoDescriptors(#[source] io::Error),
+    /// The function of [`credentials`](super::PostgresManager::credentials) had none, or not in time.
+    #[error("{0}")]
+    NoCredentials(#[from] crate::NoCredentials),
     /// This thread runs async code, and may not wait.
     #[error(
         "a blocking PostgreSQL connection cannot be used on a thread that runs async code: call this inside \

@@ -35,6 +35,8 @@ fn told_by(error: &Any) -> Option<Fault> {
             Error::Driver(error) => of_driver(error),
             Error::TimedOut(_) => Some(Fault::Connection),
             Error::InsideRuntime => Some(Fault::Caller),
+            // Its sources speak of another server.
+            Error::NoCredentials(_) => Some(Fault::Unknown),
             Error::Refused { code, .. } => Some(of_code(code).unwrap_or(Fault::Connection)),
             _ => None,
         };

@@ -18,6 +18,7 @@ mod waiting;
 pub use error::Error;
 pub use on_return::OnReturn;
 
+use crate::credentials::{Asked, Credentials};
 use crate::fork::probe;
 use crate::pool::asked_until;
 use crate::{Attempt, Deadline, Dial, DialError, Fault, ManageConnection, Reset, Unread};
@@ -26,6 +27,7 @@ use ::postgres::{Client, Config, Socket};
 use addresses::Route;
 use alarm::Alarm;
 use hook::Hook;
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -48,6 +50,8 @@ use waiting::may_wait_here;
 /// Any connector of the driver's will do for `tls`: `NoTls`, or those of `postgres-native-tls`, `postgres-openssl` and
 /// `tokio-postgres-rustls`. All of the configuration counts: several hosts, load balancing, `target_session_attrs`, unix
 /// sockets, notice callbacks.
+///
+/// Passwords that change: [`credentials`](Self::credentials).
 ///
 /// A guard lends a `Client`, so what takes one, or a `GenericClient`, takes `&mut *guard`. In a child an inherited client
 /// is never dropped; what was borrowed from it before the fork (a transaction, a row iterator) is told that the connection
@@ -110,6 +114,7 @@ pub struct PostgresManager<T> {
     tls: T,
     on_return: OnReturn,
     test_query: Option<String>,
+    credentials: Option<Asked>,
 }
 
 impl<T> PostgresManager<T> {
@@ -118,7 +123,7 @@ impl<T> PostgresManager<T> {
     /// If the program's tokio handles signals, its children have a [signal pipe](Self#signals) of their own from here on.
     pub fn new(config: Config, tls: T) -> Self {
         discovery::protect_signals();
-        Self { config, tls, on_return: OnReturn::default(), test_query: None }
+        Self { config, tls, on_return: OnReturn::default(), test_query: None, credentials: None }
     }
 
     /// What becomes of a session when its connection is returned. Default: [`OnReturn::Nothing`], because everything else
@@ -163,6 +168,51 @@ impl<T> PostgresManager<T> {
         self
     }
 
+    /// Asks `function` for the password, and the user name if there is another, of each connect anew: for tokens that are good
+    /// for minutes (RDS IAM, Entra ID), for leases (Vault), for passwords that change while the program runs. What the
+    /// configuration says counts no more, but for its user where the function tells none. Default: what the configuration says.
+    ///
+    /// ```
+    /// use forksafe::Credentials;
+    /// use forksafe::postgres::PostgresManager;
+    ///
+    /// let manager = PostgresManager::new("host=db.example user=app".parse()?, postgres::NoTls)
+    ///     .credentials(|_deadline| std::fs::read_to_string("/run/secrets/postgres").map(Credentials::password));
+    /// # let _ = manager;
+    /// # Ok::<_, postgres::Error>(())
+    /// ```
+    ///
+    /// It is asked on the thread that connects, before anything is dialled, and told until when: what comes later is not used. It
+    /// is asked again where a connect is made again, because it overlapped a fork say, and in each child. All hosts of a
+    /// configuration are told the same. Nothing is kept: if it is slow, let it keep what it gets, in a
+    /// [`PerProcess`](crate::fork::PerProcess) and not behind a lock that a fork can find locked. It must not `get` from the
+    /// pool that it is for.
+    ///
+    /// If it fails, so does the connect, with [`Error::NoCredentials`] and then its own error as the sources. That says nothing
+    /// about the server; where connects are [tried again](crate::Builder::retry_connect) it is asked again.
+    ///
+    /// Connections that there are stay who they are, so a lease should outlive the pool's
+    /// [`max_lifetime`](crate::Builder::max_lifetime).
+    #[must_use]
+    pub fn credentials<E: Into<Box<dyn StdError + Send + Sync>>>(
+        mut self,
+        function: impl Fn(Deadline) -> Result<Credentials, E> + Send + Sync + 'static,
+    ) -> Self {
+        self.credentials = Some(Asked::of(function));
+        self
+    }
+
+    fn with_credentials(&self, deadline: Deadline) -> Result<Cow<'_, Config>, Error> {
+        let Some(asked) = &self.credentials else { return Ok(Cow::Borrowed(&self.config)) };
+        let Credentials { user, password } = asked.ask(deadline)?;
+        let mut config = self.config.clone();
+        config.password(password);
+        if let Some(user) = user {
+            config.user(&user);
+        }
+        Ok(Cow::Owned(config))
+    }
+
     /// The configuration that it was made with.
     pub fn config(&self) -> &Config {
         &self.config
@@ -203,9 +253,10 @@ where
         }
         // Another client of the same connection may have published its own.
         let part = at.part();
-        let client = match addresses::route(&self.config, &part) {
-            Route::Driver(addresses) => self.connect_to(self.config.clone(), addresses, part.deadline(), &part),
-            Route::Dial(names) => self.dial(&names, &part),
+        let config = self.with_credentials(part.deadline())?;
+        let client = match addresses::route(&config, &part) {
+            Route::Driver(addresses) => self.connect_to(config.into_owned(), addresses, part.deadline(), &part),
+            Route::Dial(names) => self.dial(&config, &names, &part),
         }?;
         part.join();
         Ok(client)
@@ -276,12 +327,12 @@ where
     T::Stream: Send,
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
-    fn dial(&self, names: &[(String, u16)], at: &Attempt) -> Result<Client, Error> {
+    fn dial(&self, config: &Config, names: &[(String, u16)], at: &Attempt) -> Result<Client, Error> {
         // The last one's error is the one to report, unless somebody will have room again.
         let mut why = None;
-        let order = |targets: &mut [_]| addresses::put_in_order(&self.config, targets);
+        let order = |targets: &mut [_]| addresses::put_in_order(config, targets);
         let dialled = at.dial_in_order(names, order, |target| {
-            let (config, addresses) = addresses::only(&self.config, names, &target);
+            let (config, addresses) = addresses::only(config, names, &target);
             self.connect_to(config, addresses, target.deadline, at).map_err(|error| {
                 let more = fault::asks_for_another(&error, names.len() > 1);
                 if !(more && why.as_ref().is_some_and(fault::is_no_room)) {
@@ -291,7 +342,9 @@ where
             })
         });
         dialled.map_err(|error| match (error, why) {
-            (DialError::LookUp { host, source }, _) => Error::LookUp { host, source },
+            (DialError::LookUp { host, source }, _) => {
+                Error::LookUp { host: addresses::shown_host(&host).to_owned(), source }
+            }
             (DialError::Connect(()), why) => why.unwrap_or(Error::TimedOut(None)),
         })
     }
@@ -347,8 +400,8 @@ fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
 
 impl<T> fmt::Debug for PostgresManager<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The driver's configuration hides its password.
         let mut shown = f.debug_struct("PostgresManager");
-        shown.field("config", &self.config).field("on_return", &self.on_return).finish_non_exhaustive()
+        shown.field("target", &addresses::shown(&self.config)).field("on_return", &self.on_return);
+        shown.field("credentials", &self.credentials).finish_non_exhaustive()
     }
 }

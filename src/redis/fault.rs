@@ -1,13 +1,40 @@
 //! What an error says of its connection and server.
 
-use crate::Fault;
+use crate::{Fault, NoCredentials};
 use ::redis::{ErrorKind, RedisError, ServerError};
 use std::error::Error;
+use std::fmt;
+use std::io;
+
+/// The driver's error for want of credentials. An `io::Error` shows not what it wraps, but the source of that: so it is wrapped
+/// twice.
+pub(super) fn no_credentials(why: NoCredentials) -> RedisError {
+    io::Error::other(Wrapper(why)).into()
+}
+
+#[derive(Debug)]
+struct Wrapper(NoCredentials);
+
+impl fmt::Display for Wrapper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for Wrapper {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.0)
+    }
+}
 
 /// The gravest of what the error and its sources say.
 pub(super) fn of(error: &(dyn Error + 'static)) -> Fault {
     let mut next = Some(error);
     while let Some(error) = next {
+        // What comes after it is said of another server.
+        if error.is::<NoCredentials>() {
+            break;
+        }
         let fault = match (error.downcast_ref(), error.downcast_ref()) {
             (Some(error), _) => of_drivers(error),
             (_, Some(error)) => of_servers(error),

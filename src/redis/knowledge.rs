@@ -3,7 +3,7 @@
 //! A `redis::Client` has no room for it, so it is kept here, for each address and user. It is a hint that corrects itself,
 //! and children inherit it: so it is one atomic word each, and a table that is full forgets the newcomers.
 
-use ::redis::ConnectionInfo;
+use ::redis::ConnectionAddr;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -58,10 +58,10 @@ static OTHERS: AtomicU64 = AtomicU64::new(0);
 pub(super) struct Knowledge(&'static AtomicU64);
 
 impl Knowledge {
-    pub(super) fn of(info: &ConnectionInfo) -> Self {
+    pub(super) fn of(server: &ConnectionAddr, user: impl Hash) -> Self {
         let mut hasher = DefaultHasher::new();
-        info.addr().to_string().hash(&mut hasher);
-        info.redis_settings().username().hash(&mut hasher);
+        server.to_string().hash(&mut hasher);
+        user.hash(&mut hasher);
         let hash = hasher.finish();
         let who = hash & WHO | 1 << 63;
         let places = (0..8).map(|step| &TABLE[(hash as usize + step) % SLOTS]);

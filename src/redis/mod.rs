@@ -17,6 +17,7 @@ mod wire;
 
 pub use test::{Clean, Test};
 
+use crate::credentials::{Asked, Credentials};
 use crate::fork::{Descriptors, socket};
 use crate::pool::asked_until;
 use crate::{Attempt, Deadline, DialError, Fault, ManageConnection, Reset, Unread};
@@ -27,6 +28,7 @@ use dialogue::Dialogue;
 use knowledge::Knowledge;
 use opening::{Opening, settled};
 use socket::{Peer, Timeouts};
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -61,6 +63,8 @@ use wire::Replies;
 /// # let _ = pool;
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
+///
+/// Passwords that change: [`credentials`](Self::credentials).
 ///
 /// All urls of the driver work: `redis://`, `rediss://` (with the driver's `tls-rustls` or `tls-native-tls`),
 /// `redis+unix://`; and so do `valkey` ones. A host name is resolved when the pool is built, so that a child need not;
@@ -110,6 +114,7 @@ struct Options {
     on_check_out: Clean,
     on_return: Clean,
     timeouts: Timeouts,
+    credentials: Option<Asked>,
 }
 
 /// What a `Client` does.
@@ -118,6 +123,7 @@ static DEFAULTS: Options = Options {
     on_check_out: Clean::Leftovers,
     on_return: Clean::Nothing,
     timeouts: (None, None),
+    credentials: None,
 };
 
 impl Options {
@@ -184,6 +190,41 @@ impl RedisManager {
         self
     }
 
+    /// Asks `function` for the password, and the user name if there is another, of each connect anew: for tokens that are good
+    /// for minutes (IAM, Entra ID), for leases (Vault), for passwords that change while the program runs. What the url says
+    /// counts no more, but for its user name where the function tells none. Default: what the url says.
+    ///
+    /// ```
+    /// use forksafe::Credentials;
+    /// use forksafe::redis::RedisManager;
+    ///
+    /// let manager = RedisManager::open("redis://app@cache.example/")?
+    ///     .credentials(|_deadline| std::fs::read_to_string("/run/secrets/redis").map(Credentials::password));
+    /// # let _ = manager;
+    /// # Ok::<_, redis::RedisError>(())
+    /// ```
+    ///
+    /// It is asked on the thread that connects, before anything is dialled, and told until when: what comes later is not used. It
+    /// is asked again where a connect is made again, because it overlapped a fork say, and in each child. Nothing is kept: if it
+    /// is slow, let it keep what it gets, in a [`PerProcess`](crate::fork::PerProcess) and not behind a lock that a fork can find
+    /// locked. It must not `get` from the pool that it is for.
+    ///
+    /// If it fails, so does the connect, with [`NoCredentials`](crate::NoCredentials) among the error's sources and then its own
+    /// error. That says nothing about the server; where connects are [tried again](crate::Builder::retry_connect) it is asked
+    /// again.
+    ///
+    /// Connections that there are stay who they are, so a lease should outlive the pool's
+    /// [`max_lifetime`](crate::Builder::max_lifetime). With [`Clean::Everything`] each test or return says anew who we are, and so
+    /// asks as well: a connection for which there are no credentials then is closed.
+    #[must_use]
+    pub fn credentials<E: Into<Box<dyn Error + Send + Sync>>>(
+        mut self,
+        function: impl Fn(Deadline) -> Result<Credentials, E> + Send + Sync + 'static,
+    ) -> Self {
+        self.options.credentials = Some(Asked::of(function));
+        self
+    }
+
     fn driver(&self) -> Driver<'_> {
         Driver { client: &self.client, options: &self.options }
     }
@@ -212,24 +253,48 @@ impl Driver<'_> {
     }
 
     fn knowledge(&self) -> Knowledge {
-        Knowledge::of(self.client.get_connection_info())
+        let info = self.client.get_connection_info();
+        match &self.options.credentials {
+            // Their user may be another each time.
+            Some(asked) => Knowledge::of(info.addr(), asked.id()),
+            None => Knowledge::of(info.addr(), info.redis_settings().username()),
+        }
     }
 
     fn connect(&self) -> RedisResult<Connection> {
         match Attempt::current() {
             Some(at) => self.connect_within(&at),
             None => {
-                let conn = self.client.get_connection().map_err(safe::without_content)?;
+                let client = self.with_credentials(Deadline::never())?;
+                let conn = client.get_connection().map_err(safe::without_content)?;
                 self.put_back_timeouts(&conn)?;
                 Ok(conn)
             }
         }
     }
 
+    /// The client, with those of the moment. (It is what says everywhere who we are.)
+    fn with_credentials(&self, deadline: Deadline) -> RedisResult<Cow<'_, Client>> {
+        let Some(asked) = &self.options.credentials else { return Ok(Cow::Borrowed(self.client)) };
+        let Credentials { user, password } = asked.ask(deadline).map_err(fault::no_credentials)?;
+        let info = self.client.get_connection_info();
+        let settings = info.redis_settings().clone().set_password(password);
+        let settings = match user {
+            Some(user) => settings.set_username(user),
+            None => settings,
+        };
+        Client::open(info.clone().set_redis_settings(settings)).map(Cow::Owned)
+    }
+
+    fn has_password(&self) -> bool {
+        self.options.credentials.is_some() || self.client.get_connection_info().redis_settings().password().is_some()
+    }
+
     fn connect_within(&self, at: &Attempt) -> RedisResult<Connection> {
         // Another client of the same connection may have published its own.
         let part = at.part();
-        let conn = self.connect_in(&part)?;
+        let client = self.with_credentials(part.deadline())?;
+        let conn = Driver { client: &client, ..*self }.connect_in(&part)?;
         part.join();
         Ok(conn)
     }
@@ -267,6 +332,14 @@ impl Driver<'_> {
     /// The test, with what is undone before it. The timeouts are afterwards as this manager's, or as they were on a
     /// connection that no pool has asked about.
     fn converse(&self, conn: &mut Connection, deadline: Deadline, clean: Clean) -> RedisResult<()> {
+        let client = match clean {
+            Clean::Everything => self.with_credentials(deadline)?,
+            Clean::Leftovers | Clean::Nothing => Cow::Borrowed(self.client),
+        };
+        Driver { client: &client, ..*self }.converse_as(conn, deadline, clean)
+    }
+
+    fn converse_as(&self, conn: &mut Connection, deadline: Deadline, clean: Clean) -> RedisResult<()> {
         let usual = self.options.timeouts;
         let (socket, timeouts) = match deadline.socket() {
             Some(fd) => (Some(fd), usual),

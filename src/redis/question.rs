@@ -194,16 +194,16 @@ impl Proof {
     /// # Errors
     ///
     /// The connection is of no use.
-    pub(super) fn judge(&self, reply: &Value, info: &ConnectionInfo, knowledge: Knowledge) -> RedisResult<()> {
+    pub(super) fn judge(&self, reply: &Value, has_password: bool, knowledge: Knowledge) -> RedisResult<()> {
         match reply {
             Value::BulkString(bytes) if !self.text.is_empty() && bytes == self.text.as_bytes() => Ok(()),
             Value::SimpleString(said) if self.text.is_empty() && said == "PONG" => Ok(()),
             Value::Array(_) if self.is_subscribers(reply) => Err(subscribed()),
             Value::ServerError(error) if is_trouble(error) => Ok(()),
             // There is nothing with which a new connection could do better.
-            Value::ServerError(error) if error.code() == "NOAUTH" => match info.redis_settings().password() {
-                Some(_) => Err(shown(error)),
-                None => Ok(()),
+            Value::ServerError(error) if error.code() == "NOAUTH" => match has_password {
+                true => Err(shown(error)),
+                false => Ok(()),
             },
             Value::ServerError(error) if is_refusal(error) && self.is_named_in(error) => {
                 self.refused(error, knowledge);

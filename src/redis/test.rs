@@ -181,7 +181,7 @@ impl Driver<'_> {
             return Ok(Verdict::Queued);
         }
         if let Some(proof) = proof {
-            proof.judge(last, self.client.get_connection_info(), self.knowledge())?;
+            proof.judge(last, self.has_password(), self.knowledge())?;
         }
         if answer.replies.iter().flatten().filter_map(subscriptions).any(|left| left > 0) {
             return Err(subscribed());

@@ -1,5 +1,6 @@
 //! The chores of this repository. `cargo xtask test` is all that a newcomer needs.
 
+mod minimal;
 mod needs;
 mod postgres;
 mod redis;
@@ -31,7 +32,7 @@ enum Chore {
         #[arg(long)]
         install: bool,
     },
-    /// Formatting, lints, benchmarks that work, and documentation
+    /// Formatting, lints, benchmarks that work, documentation, and the lowest versions of what the library depends on
     Ci,
     /// Random children that do random things for a long time, all checked all the while
     Soak {
@@ -86,5 +87,6 @@ fn ci(sh: &Shell, steps: &mut Steps) -> Result<()> {
     steps.run(cmd!(sh, "cargo clippy --workspace --all-targets --all-features -- -D warnings"))?;
     // As tests: whether they still work, in a few seconds.
     steps.run(cmd!(sh, "cargo test --package forksafe-benches --benches"))?;
-    steps.run(cmd!(sh, "env RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --all-features"))
+    steps.run(cmd!(sh, "env RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --all-features"))?;
+    minimal::run(sh, steps)
 }
