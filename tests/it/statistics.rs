@@ -405,6 +405,36 @@ fn only_who_has_a_connection_is_a_holder() {
     });
 }
 
+/// Its last holder is none while it is tested, which may take long.
+#[test]
+fn a_connection_that_is_tested_has_no_holder() {
+    static POOL: OnceLock<Pool<Looks>> = OnceLock::new();
+    static SEEN: AtomicU32 = AtomicU32::new(u32::MAX);
+    struct Looks;
+    impl ManageConnection for Looks {
+        type Connection = ();
+        type Error = io::Error;
+        fn connect(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn is_valid(&self, (): &mut ()) -> io::Result<()> {
+            SEEN.store(POOL.get().unwrap().state().leaks.len() as u32, SeqCst);
+            Ok(())
+        }
+        fn has_broken(&self, (): &mut ()) -> bool {
+            false
+        }
+    }
+    clean_process(|| {
+        let builder = kit::tested().leak_threshold(Some(Duration::from_secs(1)));
+        let pool = POOL.get_or_init(|| builder.build(Looks).unwrap());
+        drop(pool.get().unwrap());
+        advance_clock(Duration::from_secs(10));
+        drop(pool.get().unwrap());
+        assert_eq!(SEEN.load(SeqCst), 0);
+    });
+}
+
 #[test]
 fn an_exhausted_pool_says_all_that_is_known() {
     clean_process(|| {
