@@ -67,6 +67,8 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("forksafe supports Linux so far; the README's section on other Unixes says what is missing");
 
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod cookbook;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod credentials;

@@ -29,12 +29,16 @@ mod handler;
 pub(crate) mod hooks;
 #[cfg(feature = "r2d2")]
 pub(crate) mod impatient;
+#[cfg(feature = "cluster")]
+pub(crate) mod make;
 mod observe;
 pub(crate) mod peek;
 mod per_process;
 #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for drivers that hide an event loop"))]
 pub(crate) mod probe;
 mod registration;
+#[cfg(feature = "cluster")]
+pub(crate) mod shared;
 #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for drivers that hide an event loop"))]
 pub(crate) mod signal_pipe;
 #[cfg(feature = "redis")]

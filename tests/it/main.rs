@@ -10,6 +10,7 @@ mod bad_networks;
 mod callbacks;
 mod children;
 mod churn;
+mod cluster;
 mod control;
 mod credentials;
 mod customize;
