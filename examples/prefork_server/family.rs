@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Role {
     Backend,
-    Worker,
     Driver,
 }
 

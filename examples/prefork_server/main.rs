@@ -18,8 +18,9 @@ mod server;
 use backend::Backends;
 use drive::Answer;
 use family::{Family, Role};
-use nix::sys::signal::{SigSet, Signal::SIGCHLD};
-use std::cell::Cell;
+use forksafe::cluster::Builder;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::getppid;
 use std::error::Error;
 use std::net::{SocketAddr, TcpListener};
 use std::num::{NonZeroU8, NonZeroU32};
@@ -74,53 +75,33 @@ fn master() -> Result<u8> {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let listener = TcpListener::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
     let url = format!("http://{}", listener.local_addr()?);
-    let listener = Cell::new(Some(listener)); // Each process takes its own copy, and closes it when it ends.
 
     // The classic mistake: from here on the master has a connection for its children to inherit.
     let mine = backends.ask("hello from the master").map_err(|error| format!("{backends}: {error}"))?;
     let pid = process::id();
     println!("master {pid}: listening on {url}, {workers} workers x {threads} threads, backend: {backends}");
 
-    // And what the workers do about it: nothing.
-    let work = |signals: &SigSet| {
-        let listener = listener.take().ok_or("the master listens no more")?;
-        server::serve(listener, backends, threads.get(), *signals)?;
-        backends.close();
-        Ok(0)
-    };
-    for _ in 0..workers.get() {
-        family.fork(Role::Worker, work)?;
-    }
     if let Some(requests) = drive {
         let clients = u32::from(workers.get()) * u32::from(threads.get());
         family.fork(Role::Driver, |signals| {
             signals.thread_unblock()?;
             let master = Answer { pid: pid.into(), thread: 0, connections: mine.clone() };
-            Ok(drive::drive(&url, requests.get(), clients.min(64), &master, &backends.labels()))
+            let good = drive::drive(&url, requests.get(), clients.min(64), &master, &backends.labels());
+            signals.thread_block()?;
+            kill(getppid(), Signal::SIGTERM)?; // It has seen enough.
+            Ok(good)
         })?;
     }
+    let cluster = Builder::default().workers(workers.get().into()).threads(threads.get().into()).listener(listener);
+    // And what the workers do about it: nothing.
+    cluster.worker_shutdown_timeout(Duration::from_secs(10)).run(|worker| {
+        server::serve(worker, backends).map_err(|error| error.to_string())?;
+        backends.close();
+        Ok::<_, String>(())
+    })?;
 
-    let mut good = drive.is_none(); // A drive has yet to show it.
-    'serving: while family.signals.wait()? == SIGCHLD {
-        while let Some((child, role, status)) = family.reap()? {
-            match role {
-                Role::Worker => {
-                    eprintln!("master {pid}: worker {child} ended ({status:?}), another takes its place");
-                    thread::sleep(Duration::from_millis(100)); // One that cannot live must not become a fork bomb.
-                    family.fork(Role::Worker, work)?;
-                }
-                Role::Driver => {
-                    good = family::is_success(status);
-                    break 'serving;
-                }
-                Role::Backend => return Err("the embedded backend ended".into()),
-            }
-        }
-    }
-
-    family.end(Role::Driver)?;
-    drop(listener.take()); // Whoever still comes is let in by a worker or by nobody.
-    family.end(Role::Worker)?;
+    // A drive has shown it, or not.
+    let mut good = family.end(Role::Driver)?;
     if drive.is_some() {
         give_up_after(Duration::from_secs(15));
         let again = backends.ask("hello again from the master");

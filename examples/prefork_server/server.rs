@@ -2,15 +2,15 @@
 
 use crate::Result;
 use crate::backend::Backends;
+use forksafe::Deadline;
+use forksafe::cluster::{Listener, Worker};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use nix::sys::signal::SigSet;
 use std::cell::Cell;
-use std::net;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use std::{process, thread};
@@ -29,28 +29,27 @@ const FAREWELL: Duration = Duration::from_secs(7);
 /// This worker is about to end: each answer asks its client to leave.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Serves HTTP until a signal comes. HTTP is this thread's work alone; `threads` others wait for the backends.
-pub(crate) fn serve(
-    listener: net::TcpListener,
-    backends: &'static Backends,
-    threads: u8,
-    signals: SigSet,
-) -> Result<()> {
+/// Serves HTTP until the worker has to end. HTTP is this thread's work alone; as many others as it has threads wait for the backends.
+pub(crate) fn serve(worker: &Worker, backends: &'static Backends) -> Result<()> {
     // Not before the fork: a runtime has threads, and a child has none of its parent's.
     let runtime = runtime::Builder::new_current_thread()
-        .max_blocking_threads(threads.into())
+        .max_blocking_threads(worker.threads())
         .thread_keep_alive(Duration::MAX) // Each keeps its number.
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        listener.set_nonblocking(true)?;
-        let listener = TcpListener::from_std(listener)?;
-        let (tell, mut signal) = oneshot::channel();
-        thread::spawn(move || tell.send(signals.wait()));
+        let listener = match &*worker.take_listeners() {
+            [Listener::Tcp(listener)] => TcpListener::from_std(listener.try_clone()?)?,
+            _ => return Err("there should be one listener".into()),
+        };
+        worker.ready();
+        let (tell, mut end_it) = oneshot::channel();
+        let shutdown = worker.shutdown().clone();
+        thread::spawn(move || tell.send(shutdown.wait(Deadline::never())));
         let clients = GracefulShutdown::new();
         loop {
             tokio::select! {
-                _ = &mut signal => break,
+                _ = &mut end_it => break,
                 accepted = listener.accept() => match accepted {
                     Ok((client, _)) => attend_to(client, clients.watcher(), backends),
                     Err(error) => {

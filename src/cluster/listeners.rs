@@ -11,10 +11,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 /// What is asked for.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum Bind {
     Tcp(SocketAddr),
     Unix(PathBuf),
+    /// It listens already.
+    Done(Listener),
 }
 
 /// One of the sockets that a cluster listens on. Non-blocking: several threads of several processes wait for it, and only one of
@@ -29,14 +31,16 @@ pub enum Listener {
 }
 
 impl Listener {
-    pub(super) fn bind(to: &Bind) -> Result<Self, Error> {
-        let failed = |error| Error::Listen { on: to.to_string(), source: error };
+    pub(super) fn bind(to: Bind) -> Result<Self, Error> {
+        let on = to.to_string();
+        let failed = |error| Error::Listen { on: on.clone(), source: error };
         let listener = match to {
             Bind::Tcp(address) => Self::Tcp(TcpListener::bind(address).map_err(failed)?),
             Bind::Unix(path) => {
-                remove_what_nobody_listens_at(path).map_err(failed)?;
+                remove_what_nobody_listens_at(&path).map_err(failed)?;
                 Self::Unix(UnixListener::bind(path).map_err(failed)?)
             }
+            Bind::Done(listener) => listener,
         };
         listener.set_nonblocking().map_err(failed)?;
         Ok(listener)
@@ -77,7 +81,20 @@ impl fmt::Display for Bind {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => path.display().fmt(f),
+            Self::Done(listener) => listener.fmt(f),
         }
+    }
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
+impl From<UnixListener> for Listener {
+    fn from(listener: UnixListener) -> Self {
+        Self::Unix(listener)
     }
 }
 

@@ -20,7 +20,7 @@ use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{self, ExitStatus};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -62,9 +62,10 @@ impl Builder {
     /// # Errors
     ///
     /// See [`Error`]. All workers have ended then.
-    pub fn run<E: Into<Failed>>(self, body: impl Fn(&Worker) -> Result<(), E>) -> Result<(), Error> {
+    pub fn run<E: Into<Failed>>(mut self, body: impl Fn(&Worker) -> Result<(), E>) -> Result<(), Error> {
         self.check()?;
-        let listeners = self.binds.iter().map(Listener::bind).collect::<Result<Arc<[_]>, _>>()?;
+        let binds = std::mem::take(&mut self.binds);
+        let listeners = binds.into_iter().map(Listener::bind).collect::<Result<Arc<[_]>, _>>()?;
         let (alive, ends) = io::pipe()?;
         let mask = SigSet::from_iter(SIGNALS);
         let signals =
@@ -303,7 +304,7 @@ impl Master {
                 place,
                 threads: self.settings.threads,
                 timeout: self.settings.worker_timeout,
-                listeners: self.listeners.take().expect("the cluster's"),
+                listeners: Mutex::new(self.listeners.take().expect("the cluster's")),
                 board: Arc::clone(&self.board),
                 shutdown: Shutdown::new()?,
             };

@@ -1,6 +1,6 @@
 //! What a cluster is told: how many, for how long, and what to do at each turn.
 
-use super::listeners::Bind;
+use super::listeners::{Bind, Listener};
 use super::{Error, Worker};
 use std::env;
 use std::fmt;
@@ -101,6 +101,13 @@ impl Builder {
     #[must_use]
     pub fn listen_unix(mut self, path: impl Into<PathBuf>) -> Self {
         self.binds.push(Bind::Unix(path.into()));
+        self
+    }
+
+    /// Listens on what you have bound, or were given.
+    #[must_use]
+    pub fn listener(mut self, listener: impl Into<Listener>) -> Self {
+        self.binds.push(Bind::Done(listener.into()));
         self
     }
 

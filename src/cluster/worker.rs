@@ -9,7 +9,7 @@ use std::fmt;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub struct Worker {
     pub(super) place: usize,
     pub(super) threads: usize,
     pub(super) timeout: Duration,
-    pub(super) listeners: Arc<[Listener]>,
+    pub(super) listeners: Mutex<Arc<[Listener]>>,
     pub(super) board: Arc<Board>,
     pub(super) shutdown: Shutdown,
 }
@@ -36,9 +36,20 @@ impl Worker {
         self.threads
     }
 
-    /// What the cluster listens on, in the order in which it was told to.
-    pub fn listeners(&self) -> &[Listener] {
-        &self.listeners
+    /// What the cluster listens on, in the order in which it was told to. None, once they were taken, or the worker has to end and
+    /// has let in all that waited.
+    pub fn listeners(&self) -> Arc<[Listener]> {
+        Arc::clone(&self.lock())
+    }
+
+    /// Takes them, for an event loop that accepts by itself. This worker listens until the last reference is dropped: do that when it
+    /// has to end and nobody waits to be let in, so that those who come later are refused instead of reset.
+    pub fn take_listeners(&self) -> Arc<[Listener]> {
+        std::mem::replace(&mut self.lock(), Arc::new([]))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<[Listener]>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells when it has to end.
@@ -92,7 +103,8 @@ impl WorkerThread<'_> {
     /// From its return to the next call the thread is about one request, for which it has
     /// [`worker_timeout`](super::Builder::worker_timeout); if it may take longer, it [says so](Self::may_take).
     pub fn accept(&self) -> Option<Stream> {
-        let Worker { board, place, listeners, shutdown, timeout, .. } = self.worker;
+        let Worker { board, place, shutdown, timeout, .. } = self.worker;
+        let listeners = self.worker.listeners();
         board.end(*place, self.number);
         board.set_serves(*place);
         loop {
@@ -122,6 +134,8 @@ impl WorkerThread<'_> {
                 }
             }
             if is_ending && nobody {
+                // Who comes from here on is the other workers', or is refused.
+                drop(self.worker.take_listeners());
                 return None;
             }
         }
