@@ -50,6 +50,7 @@
 //! | feature `redis` | `impl ManageConnection for redis::Client`, and `redis::RedisManager` with options |
 //! | feature `postgres` | `postgres::PostgresManager`, for `postgres::Client`s |
 //! | features `tracing`, `metrics` | what happens in a pool, for a subscriber or a recorder |
+//! | feature `sizing` | `sizing`: will all the connections of all hosts and workers fit? |
 //! | feature `testing` | `testing`: children with deadlines, every way of forking, servers that judge; `testing::guide` says how to prove that a program survives fork |
 //!
 //! `use forksafe::*` is not supported: modules have the names of the crates that they are for.
@@ -74,6 +75,8 @@ mod pool;
 pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(feature = "sizing")]
+pub mod sizing;
 mod sync;
 #[cfg(feature = "testing")]
 #[allow(unsafe_code, reason = "it forks, and calls what only tests call")]
