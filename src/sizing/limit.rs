@@ -17,13 +17,22 @@ pub struct Limit {
     reserved: u64,
     in_use: Option<u64>,
     of_others: Option<u64>,
+    is_uncounted: bool,
     whom: Option<String>,
 }
 
 impl Limit {
     /// What limits ("max_connections of the server"), and to how many.
     pub fn new(what: impl Into<String>, total: u64) -> Self {
-        Self { what: safe(&what.into()), total, reserved: 0, in_use: None, of_others: None, whom: None }
+        Self {
+            what: safe(&what.into()),
+            total,
+            reserved: 0,
+            in_use: None,
+            of_others: None,
+            is_uncounted: false,
+            whom: None,
+        }
     }
 
     /// So many of them are kept for others. Default: none.
@@ -41,6 +50,14 @@ impl Limit {
     pub fn in_use(mut self, in_use: u64, of_others: Option<u64>) -> Self {
         self.in_use = Some(in_use);
         self.of_others = of_others;
+        self
+    }
+
+    /// How many count towards it now, nobody can tell. So it cannot be told that anything fits; but what is more than the limit does
+    /// surely not.
+    #[must_use]
+    pub fn in_use_unknown(mut self) -> Self {
+        self.is_uncounted = true;
         self
     }
 
@@ -88,6 +105,9 @@ impl Limit {
 
     /// How many a plan can have for certain: whose nobody can tell is another's.
     pub fn surely_to_be_had(&self) -> u64 {
+        if self.is_uncounted {
+            return 0;
+        }
         let others = self.of_others.or(self.in_use).unwrap_or(0);
         self.total.saturating_sub(self.reserved.saturating_add(others))
     }
@@ -110,7 +130,10 @@ impl Limit {
 
 /// What a server allows: all of its limits, or why they are not known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Capacity(pub(super) State);
+pub struct Capacity {
+    pub(super) state: State,
+    notes: Vec<String>,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -120,24 +143,40 @@ pub(super) enum State {
 }
 
 impl Capacity {
+    fn new(state: State) -> Self {
+        Self { state, notes: Vec::new() }
+    }
+
     /// All of these limits hold. None: there is no limit.
     pub fn of(limits: impl IntoIterator<Item = Limit>) -> Self {
-        Self(State::Known(limits.into_iter().collect()))
+        Self::new(State::Known(limits.into_iter().collect()))
     }
 
     /// Nobody knows, and why.
     pub fn unknown(why: impl Into<String>) -> Self {
-        Self(State::Unknown(safe(&why.into())))
+        Self::new(State::Unknown(safe(&why.into())))
     }
 
     /// The server has no room for one more connection now, and so could not be asked; with what it said.
     pub fn full(said: impl Into<String>) -> Self {
-        Self(State::Full(safe(&said.into())))
+        Self::new(State::Full(safe(&said.into())))
+    }
+
+    /// Something that a reader of the [report](super::Report) should know.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.notes.push(safe(&note.into()));
+        self
+    }
+
+    /// What a reader should know.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// What is known.
     pub fn limits(&self) -> &[Limit] {
-        if let State::Known(limits) = &self.0 { limits } else { &[] }
+        if let State::Known(limits) = &self.state { limits } else { &[] }
     }
 
     /// The limit that leaves least.
@@ -147,16 +186,21 @@ impl Capacity {
 
     /// Why the limits are not known.
     pub fn why_unknown(&self) -> Option<&str> {
-        match &self.0 {
+        match &self.state {
             State::Known(_) => None,
             State::Unknown(why) | State::Full(why) => Some(why),
         }
     }
 
+    /// Whether the server had no room for one more connection when it was asked.
+    pub fn is_full(&self) -> bool {
+        matches!(self.state, State::Full(_))
+    }
+
     /// Whether so many fit. `None`: it cannot be told.
     pub fn fits(&self, connections: u64) -> Option<bool> {
-        let State::Known(limits) = &self.0 else {
-            return (connections > 0 && matches!(self.0, State::Full(_))).then_some(false);
+        let State::Known(limits) = &self.state else {
+            return (connections > 0 && self.is_full()).then_some(false);
         };
         if limits.iter().any(|limit| connections > limit.to_be_had()) {
             Some(false)
@@ -165,5 +209,10 @@ impl Capacity {
         } else {
             None
         }
+    }
+
+    /// The limit because of which it cannot be told whether so many fit.
+    pub(super) fn in_doubt(&self, connections: u64) -> Option<&Limit> {
+        self.limits().iter().find(|limit| connections > limit.surely_to_be_had())
     }
 }

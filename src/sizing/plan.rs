@@ -158,6 +158,16 @@ impl Plan {
         self
     }
 
+    /// As they were given: see [`threads`](Self::threads).
+    pub fn threads_of_worker(&self) -> u32 {
+        self.threads
+    }
+
+    /// As they were given: see [`workers`](Self::workers).
+    pub fn workers_of_host(&self) -> u32 {
+        self.workers
+    }
+
     /// Requests that are handled at once: hosts x workers x threads.
     pub fn parallelism(&self) -> u64 {
         // No product of three such numbers is beyond this.

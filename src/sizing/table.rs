@@ -58,7 +58,7 @@ fn row(standing: &Standing<'_>) -> [String; 6] {
 }
 
 fn room(standing: &Standing<'_>) -> String {
-    match (standing.capacity().map(|capacity| &capacity.0), standing.tightest()) {
+    match (standing.capacity().map(|capacity| &capacity.state), standing.tightest()) {
         (_, Some(limit)) => format!("{} of {}", limit.to_be_had(), limit.total()),
         (Some(State::Known(_)), None) => "no limit".to_owned(),
         (Some(State::Full(_)), None) => "none now".to_owned(),
@@ -79,6 +79,7 @@ fn verdict(standing: &Standing<'_>) -> String {
 fn notes(standing: &Standing<'_>) -> Vec<String> {
     let server = standing.server();
     let of_server = [what_is_wrong(standing), what_is_unknown(standing)];
+    let known = standing.capacity().map_or(&[][..], |capacity| capacity.notes()).iter().cloned();
     let of_pools = standing.report.plan.pools().filter(|pool| pool.server() == server).filter_map(|pool| {
         let threads = counted((pool.max_size() - pool.wasted() + pool.waiting()).into(), "thread");
         let so = format!("a pool of {} for {threads}", pool.max_size());
@@ -90,7 +91,7 @@ fn notes(standing: &Standing<'_>) -> Vec<String> {
             (waiting, _) => Some(format!("{so}: {waiting} threads wait when all want a connection")),
         }
     });
-    of_server.into_iter().flatten().chain(of_pools).map(|note| format!("{server}: {note}")).collect()
+    of_server.into_iter().flatten().chain(known).chain(of_pools).map(|note| format!("{server}: {note}")).collect()
 }
 
 fn what_is_wrong(standing: &Standing<'_>) -> Option<String> {
@@ -100,25 +101,34 @@ fn what_is_wrong(standing: &Standing<'_>) -> Option<String> {
         let doubt = if limit.unattributed().is_some() { " at least" } else { "" };
         return Some(format!("{}, but {}: {many} too many{doubt}. {remedies}", needed(standing), had(limit)));
     }
-    match standing.capacity().map(|capacity| &capacity.0) {
+    match standing.capacity().map(|capacity| &capacity.state) {
         Some(State::Full(said)) => Some(format!("{}, but it has no room for one more now: {said}", needed(standing))),
         _ => None,
     }
 }
 
 fn what_is_unknown(standing: &Standing<'_>) -> Option<String> {
+    let worst = standing.demand().at_worst();
+    if worst == 0 {
+        return Some("nobody has connections to it in this plan".to_owned());
+    }
     if standing.fits().is_some() {
-        return (standing.demand().at_worst() == 0).then(|| "nobody has connections to it in this plan".to_owned());
+        return None;
     }
     let needed = needed(standing);
-    Some(match (standing.capacity().map(|capacity| &capacity.0), standing.tightest()) {
-        (None, _) => format!("{needed}; what it allows was not asked"),
-        (Some(State::Unknown(why)), _) => format!("{needed}; what it allows is not known: {why}"),
-        (_, Some(limit)) => {
-            let (open, sure) = (limit.unattributed().unwrap_or(0), limit.surely_to_be_had());
-            format!("{needed}, and {}; but only {sure} if the {open} that are open now are not its own", had(limit))
-        }
-        (_, None) => needed,
+    let Some(capacity) = standing.capacity() else {
+        return Some(format!("{needed}; what it allows was not asked"));
+    };
+    Some(match (&capacity.state, capacity.in_doubt(worst)) {
+        (State::Unknown(why) | State::Full(why), _) => format!("{needed}; what it allows is not known: {why}"),
+        (_, Some(limit)) => match limit.unattributed() {
+            Some(open) => {
+                let sure = limit.surely_to_be_had();
+                format!("{needed}, and {}; but only {sure} if the {open} that are open now are not its own", had(limit))
+            }
+            None => format!("{needed}, and {}, less what is open now: that cannot be asked", had(limit)),
+        },
+        _ => needed,
     })
 }
 

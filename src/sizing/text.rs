@@ -1,5 +1,8 @@
 //! Words for people.
 
+#[cfg(any(feature = "postgres", feature = "redis"))]
+use std::error::Error;
+
 /// "1 host", "2 hosts".
 pub(super) fn counted(number: u64, thing: &str) -> String {
     let ending = match thing {
@@ -33,6 +36,19 @@ pub(super) fn either(ways: &[String]) -> String {
 pub(super) fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
+/// An error with its sources, but those that the one above them says itself.
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub(super) fn in_full(error: &(dyn Error + 'static)) -> String {
+    let mut said = error.to_string();
+    for source in std::iter::successors(error.source(), |&error| error.source()) {
+        let more = source.to_string();
+        if !said.contains(&more) {
+            said = format!("{said}: {more}");
+        }
+    }
+    said
 }
 
 #[cfg(test)]
