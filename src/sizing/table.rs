@@ -87,8 +87,8 @@ fn notes(standing: &Standing<'_>) -> Vec<String> {
             (0, 0) => None,
             (0, 1) => Some(format!("{so}: 1 connection is never needed")),
             (0, wasted) => Some(format!("{so}: {wasted} connections are never needed")),
-            (1, _) => Some(format!("{so}: 1 thread waits when all want a connection")),
-            (waiting, _) => Some(format!("{so}: {waiting} threads wait when all want a connection")),
+            (1, _) => Some(format!("{so}: 1 thread of a worker waits when all want a connection")),
+            (waiting, _) => Some(format!("{so}: {waiting} threads of a worker wait when all want a connection")),
         }
     });
     of_server.into_iter().flatten().chain(known).chain(of_pools).map(|note| format!("{server}: {note}")).collect()
