@@ -6,7 +6,7 @@ use super::text::in_full;
 use crate::postgres::{PostgresManager, socket_of};
 use crate::{Deadline, Fault, ManageConnection};
 use ::postgres::tls::{MakeTlsConnect, TlsConnect};
-use ::postgres::{Client, SimpleQueryMessage, SimpleQueryRow, Socket};
+use ::postgres::{Client, SimpleQueryMessage, Socket};
 use std::error::Error;
 use std::time::Duration;
 
@@ -115,7 +115,7 @@ struct Said {
 fn ask(client: &mut Client) -> Result<Option<Said>, ::postgres::Error> {
     let messages = client.simple_query(QUESTION)?;
     let Some(said) = messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => limits(row),
+        SimpleQueryMessage::Row(row) => limits(|column| row.try_get(column).ok().flatten()),
         _ => None,
     }) else {
         return Ok(None);
@@ -127,8 +127,7 @@ fn ask(client: &mut Client) -> Result<Option<Said>, ::postgres::Error> {
 }
 
 /// With the port that the server sees.
-fn limits(row: &SimpleQueryRow) -> Option<(Said, Option<u16>)> {
-    let text = |column: &str| row.try_get(column).ok().flatten();
+fn limits<'a>(text: impl Fn(&str) -> Option<&'a str>) -> Option<(Said, Option<u16>)> {
     let number = |column: &str| text(column).and_then(|text| text.parse::<i64>().ok());
     let count = |column: &str| number(column).map(|number| u64::try_from(number).unwrap_or(0));
     let is = |column: &str| text(column) == Some("t");
@@ -162,4 +161,34 @@ fn limits(row: &SimpleQueryRow) -> Option<(Said, Option<u16>)> {
 /// Older ones say so by a code that means anything.
 fn is_full_pgbouncer(error: &(dyn Error + 'static)) -> bool {
     in_full(error).contains("no more connections allowed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::limits;
+
+    /// What is reserved, of a server that has reserves of both kinds, as from version 16 on.
+    fn reserved(is_super: &'static str, may_use_reserved: &'static str) -> u64 {
+        let said = limits(|column| match column {
+            "rolname" | "datname" => Some("app"),
+            "rolsuper" => Some(is_super),
+            "may_use_reserved" => Some(may_use_reserved),
+            "max_connections" => Some("100"),
+            "for_superusers" => Some("3"),
+            "for_reserved" => Some("5"),
+            "rolconnlimit" | "datconnlimit" => Some("-1"),
+            "client_port" => None,
+            _ => Some("0"),
+        });
+        let (said, _) = said.expect("limits");
+        assert_eq!(said.limits.len(), 1);
+        said.limits[0].kept()
+    }
+
+    #[test]
+    fn reserves_are_for_those_who_may_use_them() {
+        assert_eq!(reserved("f", "f"), 8);
+        assert_eq!(reserved("f", "t"), 3);
+        assert_eq!(reserved("t", "t"), 0);
+    }
 }

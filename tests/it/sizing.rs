@@ -1,5 +1,6 @@
 //! Whether all the connections fit: the arithmetic, and what real servers say of themselves.
 
+use crate::churn::sockets_to;
 use crate::pgbouncer::PrivatePgBouncer;
 use crate::redis_fake::{Fake, Says};
 use forksafe::Pool;
@@ -13,6 +14,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// 40 at work, 50 while a phased restart is under way.
@@ -175,6 +178,18 @@ fn a_server_that_sees_our_port_is_not_asked_for_pgbouncer() {
         let capacity = postgres_says(server.unix_config().unwrap());
         assert_eq!(capacity.tightest().unwrap().what(), ALL, "{capacity:?}");
         assert!(capacity.notes().is_empty(), "{capacity:?}");
+
+        // Where it may not be asked for, nobody knows.
+        let mut root = server.config().connect(NoTls).unwrap();
+        let file: String = root.query_one("SHOW hba_file", &[]).unwrap().get(0);
+        let rules = "'local pgbouncer all reject', 'local all all trust', 'host all all all trust'";
+        root.batch_execute(&format!("COPY (SELECT unnest(ARRAY[{rules}])) TO '{file}'; SELECT pg_reload_conf()"))
+            .unwrap();
+        wait_until("the rule is there", || {
+            let capacity = postgres_says(server.unix_config().unwrap());
+            assert_eq!(capacity.tightest().unwrap().what(), ALL, "{capacity:?}");
+            capacity.notes().first().is_some_and(|note| note.starts_with("whether a PgBouncer is in between"))
+        });
     });
 }
 
@@ -348,6 +363,27 @@ fn a_check_leaves_nothing_behind_and_works_in_a_child() {
         assert_eq!(descriptors(std::process::id()), before);
         assert_eq!(testing::child(ask).join(), (1, 1));
         assert_eq!(ask(), (1, 1));
+    });
+}
+
+#[test]
+fn a_child_that_is_forked_while_a_server_is_asked_holds_no_connection_to_it() {
+    clean_process(|| {
+        let (tell, asked) = mpsc::channel();
+        let mute = Fake::start(move |_, _, words| match &*words[0] {
+            "CONFIG" => {
+                tell.send(()).unwrap();
+                Says::Silence
+            }
+            _ => Says::Usual,
+        });
+        let address: SocketAddr = mute.address.parse().unwrap();
+        let manager = RedisManager::new(mute.client());
+        thread::spawn(move || Capacity::of_redis(&manager, patience()));
+        asked.recv_timeout(patience()).unwrap();
+        let open = || sockets_to(address).len();
+        assert_eq!(open(), 1);
+        assert_eq!(testing::child(open).join(), 0);
     });
 }
 
