@@ -27,16 +27,15 @@
 //! println!("{report}");
 //! ```
 //!
-//! That prints:
+//! That prints, for logs and terminals:
 //!
 //! ```text
-//! 4 hosts x 2 workers x 5 threads = parallelism 40; 1 background process
+//! 4 hosts x 2 workers x 5 threads = parallelism 40, beside 1 x job workers
 //!
-//! server  pool  at work  at worst  to be had          verdict
+//! server  pool  at work  at worst  to be had      verdict
 //! db         5       50        70   57 of 60  13 too many
 //!
-//! db: 50 at work and 70 while a phased restart is under way, but 57 of 60 can be had: 13 too many. Either max_size of pool
-//! "db" 5 -> 3, or 2 workers -> 1, or 4 hosts -> 3, or max_connections of the server -> 73
+//! db: 50 at work and 70 while a phased restart is under way, but 57 of 60 can be had (3 reserved): 13 too many. Either max_size of pool "db" 5 -> 3, or 2 workers -> 1, or 4 hosts -> 3, or max_connections of the server -> 73
 //! ```
 //!
 //! # Who counts as whom

@@ -14,15 +14,14 @@ use super::text::safe;
 /// ```
 /// use forksafe::sizing::{Capacity, Limit, Plan, Report};
 ///
-/// let plan = Plan::new().workers(4).threads(5).pool("db", 5).pool("cache", 5);
+/// let plan = Plan::new().workers(5).threads(5).pool("db", 5).pool("cache", 5);
 /// let report = Report::new(plan)
 ///     .server("db", Capacity::of([Limit::new("max_connections of the server", 25).reserved(3)]))
 ///     .server("cache", Capacity::unknown("its maxclients may not be asked for"));
 /// assert_eq!(report.fits(), Some(false));
 /// let db = report.standing("db").unwrap();
-/// assert_eq!((db.demand().at_worst(), db.too_many()), (20, 0));
-/// # let _ = db;
-/// # Ok::<_, ()>(())
+/// assert_eq!((db.demand().at_worst(), db.too_many()), (25, 3));
+/// assert_eq!(db.remedies()[0], "max_size of pool \"db\" 5 -> 4");
 /// ```
 #[derive(Clone, Debug)]
 pub struct Report {

@@ -148,3 +148,21 @@ fn had(limit: &Limit) -> String {
     let gone = if gone.is_empty() { String::new() } else { format!(" ({})", gone.join(", ")) };
     format!("{} of {} can be had{by}{gone}", limit.to_be_had(), limit.total())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::sizing::{Capacity, Limit, Plan, Report, Surge};
+
+    #[test]
+    fn the_table_is_the_one_in_the_documentation() {
+        let plan = Plan::new().hosts(4).workers(2).threads(5).pool("db", 5).background("job workers", 1, [("db", 10)]);
+        let plan = plan.surge(Surge::PhasedRestart { extra_workers: 1 });
+        let limit = Limit::new("max_connections of the server", 60).reserved(3);
+        let report = Report::new(plan).server("db", Capacity::of([limit])).to_string();
+        let documentation = include_str!("mod.rs").lines().filter_map(|line| line.strip_prefix("//!"));
+        let shown: Vec<_> =
+            documentation.skip_while(|line| *line != " ```text").skip(1).take_while(|line| *line != " ```").collect();
+        let told: Vec<_> = report.lines().map(|line| format!(" {line}").trim_end().to_owned()).collect();
+        assert_eq!(told, shown);
+    }
+}

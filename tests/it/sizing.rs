@@ -387,68 +387,73 @@ fn a_child_that_is_forked_while_a_server_is_asked_holds_no_connection_to_it() {
     });
 }
 
-/// The example, as cargo built it for this program.
-fn example() -> Command {
-    let tests = std::env::current_exe().unwrap();
-    let program = tests.ancestors().nth(2).unwrap().join("examples/sizing");
-    let modified = |path: &PathBuf| path.metadata().and_then(|file| file.modified());
-    let source = modified(&[env!("CARGO_MANIFEST_DIR"), "examples", "sizing.rs"].iter().collect()).unwrap();
-    let is_current = modified(&program).is_ok_and(|built| built >= source);
-    assert!(is_current, "{} has to be built: cargo build --all-features --examples", program.display());
-    let mut command = Command::new(program);
-    for variable in ["WEB_CONCURRENCY", "RAILS_MAX_THREADS", "PUMA_MAX_THREADS", "MAX_THREADS"] {
-        command.env_remove(variable);
-    }
-    command
-}
+/// Not under AddressSanitizer: the example is a program of its own.
+mod example {
+    use super::*;
 
-fn run(command: &mut Command) -> (Option<i32>, String) {
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    (status.code(), String::from_utf8(stdout).unwrap() + &String::from_utf8(stderr).unwrap())
-}
-
-#[test]
-fn the_example_exits_as_a_deployment_wants_to_know() {
-    clean_process(|| {
-        let server = PrivatePostgres::start_with(&["-c", "max_connections=25"]);
-        let mut command = example();
-        command.env("WEB_CONCURRENCY", "2").env("RAILS_MAX_THREADS", "5").args(["--postgres", server.url()]);
-        let (code, said) = run(&mut command);
-        assert_eq!(code, Some(0), "{said}");
-        assert!(said.starts_with("1 host x 2 workers x 5 threads = parallelism 10\n"), "{said}");
-        let (code, said) = run(command.args(["--hosts", "4"]));
-        assert_eq!(code, Some(1), "{said}");
-        assert!(said.contains("but 25 of 25 can be had by role postgres: 15 too many. Either"), "{said}");
-
-        let (code, said) = run(example().env("WEB_CONCURRENCY", "many"));
-        assert_eq!(
-            (code, &*said),
-            (Some(2), "WEB_CONCURRENCY is \"many\", which is not a number of workers, or auto\n")
-        );
-        assert_eq!(run(example().args(["--pool", "db=0"])).0, Some(2));
-        assert_eq!(run(example().args(["--pool", "db=5", "--limit", "db=4"])).0, Some(1));
-    });
-}
-
-#[test]
-fn auto_is_as_many_workers_as_the_process_may_use_processors() {
-    clean_process(|| {
-        let mut command = example();
-        command.env("WEB_CONCURRENCY", "auto");
-        // SAFETY: a system call that reads memory of this frame, between fork and exec.
-        unsafe {
-            command.pre_exec(|| {
-                let mut one: libc::cpu_set_t = std::mem::zeroed();
-                libc::CPU_SET(usize::try_from(libc::sched_getcpu()).unwrap_or(0), &mut one);
-                match libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const one) {
-                    0 => Ok(()),
-                    _ => Err(std::io::Error::last_os_error()),
-                }
-            });
+    /// The example, as cargo built it for this program.
+    fn program() -> Command {
+        let tests = std::env::current_exe().unwrap();
+        let program = tests.ancestors().nth(2).unwrap().join("examples/sizing");
+        let modified = |path: &PathBuf| path.metadata().and_then(|file| file.modified());
+        let source = modified(&[env!("CARGO_MANIFEST_DIR"), "examples", "sizing.rs"].iter().collect()).unwrap();
+        let is_current = modified(&program).is_ok_and(|built| built >= source);
+        assert!(is_current, "{} has to be built: cargo build --all-features --examples", program.display());
+        let mut command = Command::new(program);
+        for variable in ["WEB_CONCURRENCY", "RAILS_MAX_THREADS", "PUMA_MAX_THREADS", "MAX_THREADS"] {
+            command.env_remove(variable);
         }
-        let (code, said) = run(&mut command);
-        assert_eq!((code, &*said), (Some(0), "1 host x 1 worker x 5 threads = parallelism 5\n"));
-    });
+        command
+    }
+
+    fn run(command: &mut Command) -> (Option<i32>, String) {
+        let Output { status, stdout, stderr } = command.output().unwrap();
+        (status.code(), String::from_utf8(stdout).unwrap() + &String::from_utf8(stderr).unwrap())
+    }
+
+    #[test]
+    fn it_exits_as_a_deployment_wants_to_know() {
+        clean_process(|| {
+            let server = PrivatePostgres::start_with(&["-c", "max_connections=25"]);
+            let mut command = program();
+            command.env("WEB_CONCURRENCY", "2").env("RAILS_MAX_THREADS", "5").args(["--postgres", server.url()]);
+            let (code, said) = run(&mut command);
+            assert_eq!(code, Some(0), "{said}");
+            assert!(said.starts_with("1 host x 2 workers x 5 threads = parallelism 10\n"), "{said}");
+            let (code, said) = run(command.args(["--hosts", "4"]));
+            assert_eq!(code, Some(1), "{said}");
+            assert!(said.contains("but 25 of 25 can be had by role postgres: 15 too many. Either"), "{said}");
+
+            let (code, said) = run(program().env("WEB_CONCURRENCY", "many"));
+            assert_eq!(
+                (code, &*said),
+                (Some(2), "WEB_CONCURRENCY is \"many\", which is not a number of workers, or auto\n")
+            );
+            assert_eq!(run(program().args(["--pool", "db=0"])).0, Some(2));
+            assert_eq!(run(program().args(["--pool", "db=5", "--limit", "db=4"])).0, Some(1));
+        });
+    }
+
+    #[test]
+    fn auto_is_as_many_workers_as_the_process_may_use_processors() {
+        clean_process(|| {
+            let mut command = program();
+            command.env("WEB_CONCURRENCY", "auto");
+            // SAFETY: a system call that reads memory of this frame, between fork and exec.
+            unsafe {
+                command.pre_exec(|| {
+                    let mut one: libc::cpu_set_t = std::mem::zeroed();
+                    libc::CPU_SET(usize::try_from(libc::sched_getcpu()).unwrap_or(0), &mut one);
+                    match libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const one) {
+                        0 => Ok(()),
+                        _ => Err(std::io::Error::last_os_error()),
+                    }
+                });
+            }
+            let (code, said) = run(&mut command);
+            assert_eq!((code, &*said), (Some(0), "1 host x 1 worker x 5 threads = parallelism 5\n"));
+        });
+    }
 }
 
 #[derive(Clone, Debug)]
