@@ -8,8 +8,9 @@ use forksafe::postgres::PostgresManager;
 use forksafe::redis::RedisManager;
 use forksafe::sizing::{Capacity, Limit, Plan, Report, Surge};
 use forksafe::testing::{self, PrivatePostgres, PrivateRedis, Tap, clean_process, descriptors, patience, wait_until};
-use postgres::{Client, Config, NoTls};
+use postgres::{Client, NoTls};
 use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, proptest};
+use proptest::test_runner::Config;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ fn plan() -> Plan {
     plan.surge(Surge::PhasedRestart { extra_workers: 1 })
 }
 
-fn postgres_says(config: Config) -> Capacity {
+fn postgres_says(config: postgres::Config) -> Capacity {
     Capacity::of_postgres(&PostgresManager::new(config, NoTls), patience())
 }
 
@@ -32,13 +33,13 @@ fn redis_says(url: &str) -> Capacity {
     Capacity::of_redis(&RedisManager::open(url).unwrap(), patience())
 }
 
-fn as_user(server: &PrivatePostgres, user: &str) -> Config {
+fn as_user(server: &PrivatePostgres, user: &str) -> postgres::Config {
     let mut config = server.config();
     config.user(user);
     config
 }
 
-fn sessions(config: &Config, number: usize) -> Vec<Client> {
+fn sessions(config: &postgres::Config, number: usize) -> Vec<Client> {
     (0..number).map(|_| config.connect(NoTls).unwrap()).collect()
 }
 
@@ -338,7 +339,7 @@ fn a_server_that_is_away_or_silent_does_not_hold_the_check() {
         let server = PrivatePostgres::start_with(&[]);
         let tap = Tap::before(SocketAddr::from(([127, 0, 0, 1], server.port().unwrap())));
         let forksafe::testing::Address::Tcp(address) = *tap.address() else { panic!("{tap:?}") };
-        let config: Config = format!("host=127.0.0.1 port={} user=postgres", address.port()).parse().unwrap();
+        let config: postgres::Config = format!("host=127.0.0.1 port={} user=postgres", address.port()).parse().unwrap();
         // Each answer takes as long as is allowed for half of them.
         tap.slow(Duration::from_secs(2));
         let capacity = Capacity::of_postgres(&PostgresManager::new(config, NoTls), Duration::from_secs(3));
@@ -509,6 +510,8 @@ fn numbers_up_to(most: u32) -> impl Strategy<Value = Numbers> {
 }
 
 proptest! {
+    #![proptest_config(Config { failure_persistence: None, ..Config::default() })]
+
     #[test]
     fn sums_are_right_or_as_large_as_can_be(numbers in numbers_up_to(u32::MAX)) {
         let [hosts, workers, threads] = numbers.shape;
