@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     match report() {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(report)) => {
-            print!("{report}");
+            println!("{report}");
             if report.fits() == Some(false) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         }
         Err(error) => {

@@ -8,26 +8,27 @@ use std::fmt;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", headline(&self.plan))?;
-        let head = ["server", "pool", "at work", "at worst", "to be had", "verdict"].map(str::to_owned);
-        let rows: Vec<_> = std::iter::once(head).chain(self.standings().map(|standing| row(&standing))).collect();
-        if rows.len() > 1 {
-            writeln!(f)?;
-        }
-        for row in rows.iter().filter(|_| rows.len() > 1) {
-            let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-            write!(f, "{:<1$}", row[0], width(0))?;
-            for (column, cell) in row.iter().enumerate().skip(1) {
-                write!(f, "  {cell:>0$}", width(column))?;
-            }
-            writeln!(f)?;
-        }
+        let table = table(self.standings().map(|standing| row(&standing)).collect());
         let notes: Vec<_> = self.standings().flat_map(|standing| notes(&standing)).collect();
-        if !notes.is_empty() {
-            writeln!(f)?;
-        }
-        notes.iter().try_for_each(|note| writeln!(f, "{note}"))
+        let parts = [vec![headline(&self.plan)], table, notes];
+        let parts: Vec<_> = parts.iter().filter(|lines| !lines.is_empty()).map(|lines| lines.join("\n")).collect();
+        f.write_str(&parts.join("\n\n"))
     }
+}
+
+/// Lines with columns of equal width, the first to the left, the others to the right.
+fn table(mut rows: Vec<[String; 6]>) -> Vec<String> {
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    rows.insert(0, ["server", "pool", "at work", "at worst", "to be had", "verdict"].map(str::to_owned));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let line = |row: &[String; 6]| {
+        let first = format!("{:<1$}", row[0], width(0));
+        let others = row.iter().enumerate().skip(1).map(|(column, cell)| format!("  {cell:>0$}", width(column)));
+        first + &others.collect::<String>()
+    };
+    rows.iter().map(line).collect()
 }
 
 fn headline(plan: &Plan) -> String {

@@ -72,7 +72,7 @@ fn a_server_is_short_of_room_for_a_phased_restart() {
         let said = report.to_string();
         let expected = "db: 40 at work and 50 while a phased restart is under way, but 22 of 25 can be had by role app (3 reserved): \
                         28 too many. Either max_size of pool \"db\" 5 -> 2, or 4 workers -> 1, or \
-                        max_connections of the server -> 53\n";
+                        max_connections of the server -> 53";
         assert!(said.ends_with(expected), "{said}");
 
         // What it says is true.
@@ -491,16 +491,22 @@ impl Numbers {
     }
 }
 
-fn numbers_up_to(most: u32) -> impl Strategy<Value = Numbers> {
-    let surge = (0..4_u8, 0..=most).prop_map(|(kind, number)| match kind {
+/// As many of one magnitude as of another: it is where large and small ones meet that a product goes wrong.
+fn of_any_magnitude() -> impl Strategy<Value = u32> + Clone {
+    (any::<u32>(), 0..32_u32).prop_map(|(number, shift)| (number >> shift).max(1))
+}
+
+fn numbers_of(number: impl Strategy<Value = u32> + Clone) -> impl Strategy<Value = Numbers> {
+    let n = || number.clone();
+    let surge = (0..4_u8, n()).prop_map(|(kind, number)| match kind {
         0 => None,
         1 => Some(Surge::Preboot),
         2 => Some(Surge::PhasedRestart { extra_workers: number }),
         _ => Some(Surge::RollingDeploy { extra_hosts: number }),
     });
-    let pools = proptest::collection::vec(1..=most, 1..4);
-    let rest = (0..=most, (0..=most, 0..=most), surge);
-    ([1..=most, 1..=most, 1..=most], pools, rest).prop_map(|(shape, pools, (master, background, surge))| Numbers {
+    let pools = proptest::collection::vec(n(), 1..4);
+    let rest = (n(), (n(), n()), surge);
+    ([n(), n(), n()], pools, rest).prop_map(|(shape, pools, (master, background, surge))| Numbers {
         shape,
         pools,
         master,
@@ -513,7 +519,7 @@ proptest! {
     #![proptest_config(Config { failure_persistence: None, ..Config::default() })]
 
     #[test]
-    fn sums_are_right_or_as_large_as_can_be(numbers in numbers_up_to(u32::MAX)) {
+    fn sums_are_right_or_as_large_as_can_be(numbers in numbers_of(of_any_magnitude())) {
         let [hosts, workers, threads] = numbers.shape;
         let plan = numbers.plan(workers);
         let expected = u64::try_from(numbers.at_worst(workers)).unwrap_or(u64::MAX);
@@ -526,7 +532,7 @@ proptest! {
     }
 
     #[test]
-    fn at_most_so_many_workers_and_not_one_more(numbers in numbers_up_to(12), limit in any::<u16>()) {
+    fn at_most_so_many_workers_and_not_one_more(numbers in numbers_of(1..=12_u32), limit in any::<u16>()) {
         let limit = u64::from(limit % 2000);
         let workers = numbers.shape[1];
         let report = Report::new(numbers.plan(workers)).server("db", Capacity::of([Limit::new("its limit", limit)]));
@@ -553,6 +559,21 @@ proptest! {
         let expected = right.filter(|_| report(size).fits() == Some(false));
         prop_assert_eq!(advised, expected);
     }
+}
+
+#[test]
+fn what_no_number_can_hold_is_as_large_as_can_be() {
+    const MOST: u32 = u32::MAX;
+    let pools = |plan: Plan| (0..3).fold(plan, |plan, _| plan.pool("db", MOST));
+    // The workers of one host, the hosts, and the sum: each by itself.
+    let of_host = pools(Plan::new().workers(MOST));
+    let of_hosts = pools(Plan::new().hosts(MOST).workers(2)).surge(Surge::Preboot);
+    let in_all = (0..2).fold(Plan::new().pool("db", 1), |plan, _| plan.background("jobs", MOST, [("db", MOST)]));
+    for (plan, name) in [(of_host, "of a host"), (of_hosts, "of all hosts"), (in_all, "in all")] {
+        assert_eq!(plan.demand("db").at_worst(), u64::MAX, "{name}");
+    }
+    let plan = Plan::new().hosts(MOST).workers(MOST).threads(MOST);
+    assert_eq!(plan.parallelism(), u64::MAX);
 }
 
 #[test]
