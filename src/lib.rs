@@ -52,6 +52,8 @@
 //! | feature `postgres` | `postgres::PostgresManager`, for `postgres::Client`s |
 //! | features `tracing`, `metrics` | what happens in a pool, for a subscriber or a recorder |
 //! | feature `r2d2` | `r2d2::R2d2`, which makes a manager of this crate's from one that was written for r2d2 |
+//! | feature `cluster` | `cluster`: a master, its workers, their threads, as in Puma |
+//! | feature `sizing` | `sizing`: will all the connections of all hosts and workers fit? |
 //! | feature `testing` | `testing`: children with deadlines, every way of forking, servers that judge; `testing::guide` says how to prove that a program survives fork |
 //!
 //! `use forksafe::*` is not supported: modules have the names of the crates that they are for.
@@ -83,6 +85,8 @@ pub mod postgres;
 pub mod r2d2;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(feature = "sizing")]
+pub mod sizing;
 mod sync;
 #[cfg(feature = "testing")]
 #[allow(unsafe_code, reason = "it forks, and calls what only tests call")]

@@ -329,7 +329,7 @@ impl Attempt {
     }
 
     /// What was published. The driver keeps what it has from here on.
-    pub(super) fn finish(&self) -> Registration {
+    pub(crate) fn finish(&self) -> Registration {
         let mut published = std::mem::take(&mut *lock(&self.published));
         published.forget_copies();
         Registration::merge(published.0.drain(..).map(|client| client.registration).collect())

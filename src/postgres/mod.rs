@@ -5,6 +5,8 @@
 
 mod addresses;
 mod alarm;
+#[cfg(feature = "sizing")]
+mod ask;
 mod discovery;
 mod error;
 mod fault;
@@ -15,6 +17,8 @@ mod on_return;
 mod unread;
 mod waiting;
 
+#[cfg(feature = "sizing")]
+pub(crate) use ask::socket_of;
 pub use error::Error;
 pub use on_return::OnReturn;
 

@@ -4,6 +4,8 @@
 //! each reply anew. So the socket is ours (`stand_in`, `opening`), what is said at the start is said here (`question`), and
 //! the driver reads replies only when they are there (`dialogue`, `wire`).
 
+#[cfg(feature = "sizing")]
+mod ask;
 mod dialogue;
 mod fault;
 mod find;

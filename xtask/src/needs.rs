@@ -30,10 +30,19 @@ const POSTGRES: Need = Need {
     is_there: |sh| postgres(sh).is_some(),
 };
 
+const PGBOUNCER: Need = Need {
+    what: "PgBouncer",
+    debian_package: "pgbouncer",
+    instead: None,
+    // Debian keeps it off the `PATH` of ordinary users.
+    is_there: |sh| program(sh, "pgbouncer").is_some() || Path::new("/usr/sbin/pgbouncer").is_file(),
+};
+
 /// Of `cargo xtask test`.
 pub const TESTS: &[Need] = &[
     REDIS,
     POSTGRES,
+    PGBOUNCER,
     Need {
         what: "pkg-config (for native-tls)",
         debian_package: "pkg-config",
@@ -68,7 +77,7 @@ pub const TESTS: &[Need] = &[
 ];
 
 /// Of the integration tests under AddressSanitizer.
-pub const SERVERS: &[Need] = &[REDIS, POSTGRES];
+pub const SERVERS: &[Need] = &[REDIS, POSTGRES, PGBOUNCER];
 
 /// Of the integration tests under valgrind.
 pub const VALGRIND: &[Need] = &[
