@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::backend::Backends;
 use forksafe::Deadline;
-use forksafe::cluster::{Listener, Worker};
+use forksafe::cluster::{Heartbeat, Listener, Worker};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -11,6 +11,7 @@ use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use std::cell::Cell;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use std::{process, thread};
@@ -29,6 +30,9 @@ const FAREWELL: Duration = Duration::from_secs(7);
 /// This worker is about to end: each answer asks its client to leave.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
+/// By which its threads say until when they will be done.
+static HEARTBEATS: OnceLock<&[Heartbeat]> = OnceLock::new();
+
 /// Serves HTTP until the worker has to end. HTTP is this thread's work alone; as many others as it has threads wait for the backends.
 pub(crate) fn serve(worker: &Worker, backends: &'static Backends) -> Result<()> {
     // Not before the fork: a runtime has threads, and a child has none of its parent's.
@@ -42,6 +46,9 @@ pub(crate) fn serve(worker: &Worker, backends: &'static Backends) -> Result<()> 
             [Listener::Tcp(listener)] => TcpListener::from_std(listener.try_clone()?)?,
             _ => return Err("there should be one listener".into()),
         };
+        let heartbeats: &'static [Heartbeat] =
+            Box::leak((0..worker.threads()).map(|thread| worker.heartbeat(thread)).collect());
+        HEARTBEATS.get_or_init(|| heartbeats);
         worker.ready();
         let (tell, mut end_it) = oneshot::channel();
         let shutdown = worker.shutdown().clone();
@@ -104,6 +111,8 @@ fn answer(backends: &Backends) -> Response<String> {
         static REQUESTS: Cell<u64> = const { Cell::new(0) };
     }
     let (worker, thread, request) = (process::id(), THREAD.with(|number| *number), REQUESTS.get());
+    let heartbeat = HEARTBEATS.get().and_then(|all| all.get(thread as usize - 1));
+    heartbeat.inspect(|heartbeat| heartbeat.may_take(REQUEST_TIMEOUT));
     REQUESTS.set(request + 1);
     // Nobody else ever asks this, so an answer to somebody else is noticed.
     let (status, text) = match backends.ask(&format!("request {request} of thread {thread} of worker {worker}")) {
@@ -112,6 +121,7 @@ fn answer(backends: &Backends) -> Response<String> {
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("worker {worker}, thread {thread}: {error}\n")),
     };
+    heartbeat.inspect(|heartbeat| heartbeat.done());
     let mut response = Response::new(text);
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

@@ -6,18 +6,23 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// So many workers there may be at a time.
+/// So many workers there may be at a time, with those that are about to end.
 pub(super) const PLACES: usize = 1024;
 
-/// A place for each worker: whether it serves, and for each of its threads until when it has to be done with what it is about.
+/// Whether the whole cluster ends; and a place for each worker: how it stands, and for each of its threads until when it has to be done
+/// with what it is about.
 #[derive(Debug)]
 pub(super) struct Board {
     words: SharedWords,
     threads: usize,
 }
 
-const SERVES: usize = 0;
+const STATE: usize = 0;
 const FIRST_THREAD: usize = 1;
+
+/// In a worker's state: it has come to serve; and it takes no more, and will end.
+const HAS_SERVED: u64 = 1;
+const ENDS: u64 = 2;
 
 /// A moment that all processes agree on: milliseconds of the clock that only goes forward.
 pub(super) fn now() -> u64 {
@@ -25,17 +30,17 @@ pub(super) fn now() -> u64 {
         .map_or(0, |time| time.tv_sec() as u64 * 1000 + time.tv_nsec() as u64 / 1_000_000)
 }
 
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Board {
     pub(super) fn new(threads: usize) -> io::Result<Self> {
-        Ok(Self { words: SharedWords::new(PLACES * (FIRST_THREAD + threads))?, threads })
+        Ok(Self { words: SharedWords::new(1 + PLACES * (FIRST_THREAD + threads))?, threads })
     }
 
     fn word(&self, place: usize, word: usize) -> &AtomicU64 {
-        &self.words[place * (FIRST_THREAD + self.threads) + word]
+        &self.words[1 + place * (FIRST_THREAD + self.threads) + word]
     }
 
     /// By the master, for a worker that is about to be forked.
@@ -43,12 +48,29 @@ impl Board {
         (0..FIRST_THREAD + self.threads).for_each(|word| self.word(place, word).store(0, Relaxed));
     }
 
-    pub(super) fn set_serves(&self, place: usize) {
-        self.word(place, SERVES).store(1, Relaxed);
+    /// Nobody will take over what waits to be let in.
+    pub(super) fn set_cluster_ends(&self) {
+        self.words[0].store(1, Relaxed);
     }
 
-    pub(super) fn serves(&self, place: usize) -> bool {
-        self.word(place, SERVES).load(Relaxed) != 0
+    pub(super) fn cluster_ends(&self) -> bool {
+        self.words[0].load(Relaxed) != 0
+    }
+
+    pub(super) fn set_serves(&self, place: usize) {
+        self.word(place, STATE).fetch_or(HAS_SERVED, Relaxed);
+    }
+
+    pub(super) fn has_served(&self, place: usize) -> bool {
+        self.word(place, STATE).load(Relaxed) & HAS_SERVED != 0
+    }
+
+    pub(super) fn set_ends(&self, place: usize) {
+        self.word(place, STATE).fetch_or(ENDS, Relaxed);
+    }
+
+    pub(super) fn ends(&self, place: usize) -> bool {
+        self.word(place, STATE).load(Relaxed) & ENDS != 0
     }
 
     /// A thread is about something, and has so much time for it from now.
@@ -57,7 +79,7 @@ impl Board {
     }
 
     /// It has done it.
-    pub(super) fn end(&self, place: usize, thread: usize) {
+    pub(super) fn done(&self, place: usize, thread: usize) {
         self.word(place, FIRST_THREAD + thread).store(0, Relaxed);
     }
 

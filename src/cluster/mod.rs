@@ -6,10 +6,13 @@
 //! ```no_run
 //! use forksafe::cluster::Builder;
 //! use std::io::{self, Read, Write};
+//! use std::time::Duration;
 //!
 //! Builder::from_env()?.listen_tcp(([127, 0, 0, 1], 3000)).run(|worker| {
 //!     worker.run_threads(|thread| {
 //!         while let Some(mut client) = thread.accept() {
+//!             // A client that says nothing is not waited for until the worker is held to be wedged.
+//!             let _ = client.set_read_timeout(Some(Duration::from_secs(10)));
 //!             let _ = client.read(&mut [0; 1024]);
 //!             let _ = client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nhi\n");
 //!         }
@@ -23,10 +26,10 @@
 //!
 //! | to the master | |
 //! | --- | --- |
-//! | `TERM`, `INT` | the workers accept no more but what waits to be let in, finish what they have, and end; who has not after [`worker_shutdown_timeout`](Builder::worker_shutdown_timeout) is killed. Then [`run`](Builder::run) returns `Ok` |
+//! | `TERM`, `INT` | the workers let in what waits for it (for a quarter of [`worker_shutdown_timeout`](Builder::worker_shutdown_timeout) at most), finish what they have, and end; who has not when that is over is killed. Then [`run`](Builder::run) returns `Ok` |
 //! | a second `INT`, `QUIT` | all are killed at once |
 //! | `TTIN`, `TTOU` | one worker more, or fewer; at least one |
-//! | `USR1` | phased restart: each worker is replaced by one that serves already, one after the other. If the first replacement does not come to serve, the restart is given up and the old ones stay |
+//! | `USR1` | phased restart: each worker is replaced by one that serves already, one after the other. If the first replacement does not come to serve, or three later ones, the restart is given up and who has not been replaced stays. In the middle of one: another after it |
 //! | `HUP` | [`on_hup`](Builder::on_hup); it never stops anything |
 //!
 //! `TERM` to a worker has it end in the same way, and another takes its place.
@@ -34,8 +37,9 @@
 //! # A heartbeat means progress
 //!
 //! There is no thread that pings: each thread of a worker's leaves in shared memory until when it has to be done with what it is
-//! about. One that is wedged is found though its process is alive, and its worker is killed and replaced. The clock is one that
-//! does not go on while the machine is suspended, and a master that was stopped itself kills nobody for that.
+//! about. One that is wedged is found though its process is alive: another worker takes the place of its own, whose other threads have time to finish
+//! before it is killed. The clock is one that does not go on while the machine is suspended, and a master that was stopped itself
+//! holds nobody to be wedged for that. Workers that accept by themselves have a [`heartbeat`](Worker::heartbeat) if they see to it.
 //!
 //! # The end of the master
 //!
@@ -49,9 +53,10 @@ mod worker;
 
 pub use listeners::{Listener, Stream};
 pub use settings::Builder;
-pub use worker::{Shutdown, Worker, WorkerThread};
+pub use worker::{Heartbeat, Shutdown, Worker, WorkerThread};
 
-use std::io;
+use nix::sys::signal::SigSet;
+use std::io::{self, Write};
 use std::process::ExitStatus;
 
 /// Why a cluster could not begin, or had to end.
@@ -84,4 +89,29 @@ pub enum Error {
     /// The system denied something that the master cannot do without.
     #[error("the cluster cannot go on")]
     System(#[from] io::Error),
+}
+
+/// Unblocks all signals. Master and workers have those of the [table](self#signals) blocked, and programs that they start inherit that: a
+/// `timeout` or a `kill` does nothing to them.
+///
+/// ```no_run
+/// use std::os::unix::process::CommandExt;
+/// use std::process::Command;
+///
+/// let mut command = Command::new("convert");
+/// // SAFETY: it is one system call.
+/// unsafe { command.pre_exec(forksafe::cluster::unblock_signals) };
+/// # let _ = command;
+/// ```
+///
+/// # Errors
+///
+/// None that is known of.
+pub fn unblock_signals() -> io::Result<()> {
+    SigSet::empty().thread_set_mask().map_err(Into::into)
+}
+
+/// On standard error, if that can be written to: the cluster does not end for a line in a log.
+fn say(what: &str) {
+    let _ = writeln!(io::stderr(), "cluster {}: {what}", std::process::id());
 }

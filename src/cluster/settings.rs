@@ -1,14 +1,18 @@
 //! What a cluster is told: how many, for how long, and what to do at each turn.
 
+use super::board::PLACES;
 use super::listeners::{Bind, Listener};
 use super::{Error, Worker};
 use std::env;
 use std::fmt;
-use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
+
+/// While they are replaced there are twice as many.
+pub(super) const MOST_WORKERS: usize = PLACES / 2;
+const MOST_THREADS: usize = 1024;
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
@@ -64,10 +68,10 @@ impl Builder {
     pub fn from_env() -> Result<Self, Error> {
         let mut settings = Self::default();
         if let Some((name, text)) = said(&["WEB_CONCURRENCY"]) {
-            settings.workers = if text == "auto" { cores() } else { number(name, &text)? };
+            settings.workers = if text == "auto" { cores() } else { number(name, &text, MOST_WORKERS)? };
         }
         if let Some((name, text)) = said(&["RAILS_MAX_THREADS", "MAX_THREADS", "PUMA_MAX_THREADS"]) {
-            settings.threads = number(name, &text)?;
+            settings.threads = number(name, &text, MOST_THREADS)?;
         }
         if let Some((name, text)) = said(&["PORT"]) {
             let port: u16 = text.parse().map_err(|_| wrong(name, &text, "a port"))?;
@@ -111,8 +115,8 @@ impl Builder {
         self
     }
 
-    /// How long a thread of a worker's may be about one request before its worker is held to be wedged, and killed.
-    /// Default 60 seconds.
+    /// How long a thread of a worker's may be about one request before its worker is held to be wedged: another takes its place, it is
+    /// told to end, and killed when [`worker_shutdown_timeout`](Self::worker_shutdown_timeout) is over as well. Default 60 seconds.
     #[must_use]
     pub fn worker_timeout(mut self, timeout: Duration) -> Self {
         self.worker_timeout = timeout;
@@ -198,9 +202,12 @@ impl Builder {
 
     pub(super) fn check(&self) -> Result<(), Error> {
         let zero = |what| Err(Error::Setting(format!("{what} is 0")));
+        let most = |what, number, most| Err(Error::Setting(format!("{what} is {number}: more than {most}")));
         match () {
             () if self.workers == 0 => zero("workers"),
             () if self.threads == 0 => zero("threads"),
+            () if self.workers > MOST_WORKERS => most("workers", self.workers, MOST_WORKERS),
+            () if self.threads > MOST_THREADS => most("threads", self.threads, MOST_THREADS),
             () if self.worker_timeout.is_zero() => zero("worker_timeout"),
             () if self.worker_boot_timeout.is_zero() => zero("worker_boot_timeout"),
             () => Ok(()),
@@ -222,24 +229,16 @@ fn said(names: &[&'static str]) -> Option<(&'static str, String)> {
     all.map(|(name, text)| (name, text.trim().to_owned())).find(|(_, text)| !text.is_empty())
 }
 
-fn number(name: &str, text: &str) -> Result<usize, Error> {
-    text.parse()
-        .ok()
-        .filter(|number| (1..=1024).contains(number))
-        .ok_or_else(|| wrong(name, text, "a number from 1 to 1024"))
+fn number(name: &str, text: &str, most: usize) -> Result<usize, Error> {
+    let number = text.parse().ok().filter(|number| (1..=most).contains(number));
+    number.ok_or_else(|| wrong(name, text, &format!("a number from 1 to {most}")))
 }
 
 fn wrong(name: &str, text: &str, what: &str) -> Error {
     Error::Setting(format!("{name}={text:?} is not {what}"))
 }
 
-/// What the scheduler and the control group allow, at least one: half a core is one worker, not none.
+/// What the scheduler and the control group allow; std looks at both. At least one: half a core is one worker, not none.
 fn cores() -> usize {
-    let may_use = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let quota = fs::read_to_string("/sys/fs/cgroup/cpu.max").ok().and_then(|text| {
-        let (quota, period) = text.trim().split_once(' ')?;
-        let (quota, period): (usize, usize) = (quota.parse().ok()?, period.parse().ok()?);
-        Some((quota / period.max(1)).max(1))
-    });
-    may_use.min(quota.unwrap_or(usize::MAX))
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MOST_WORKERS)
 }

@@ -49,6 +49,8 @@ fn serve(worker: &Worker) -> io::Result<()> {
                     thread::park();
                 },
                 "slow" => thread::sleep(Duration::from_millis(300)),
+                "very slow" => thread::sleep(Duration::from_secs(2)),
+                "panic" => std::panic::resume_unwind(Box::new("on purpose")),
                 _ => {}
             }
             let _ = writeln!(client.get_mut(), "{} {}", std::process::id(), worker.index());
@@ -163,12 +165,31 @@ fn a_worker_that_is_killed_is_replaced_by_one_of_its_index() {
 fn a_worker_with_a_wedged_thread_is_found_and_replaced() {
     clean_process(|| {
         let folder = Folder::new();
-        let master = start(&folder, 1, |settings| settings.worker_timeout(Duration::from_secs(1)));
+        let master = start(&folder, 1, |settings| {
+            settings.worker_timeout(Duration::from_secs(1)).worker_shutdown_timeout(Duration::from_secs(1))
+        });
         let (before, _) = ask(&folder.socket());
         let socket = folder.socket();
         let hangs = thread::spawn(move || call(&socket, "hang").is_err());
         wait_until("another takes its place", || call(&folder.socket(), "hello").is_ok_and(|(pid, _)| pid != before));
         assert!(hangs.join().unwrap(), "its client is hung up on");
+        end(master);
+    });
+}
+
+/// What its other threads are about is finished, though nobody is about to end it otherwise.
+#[test]
+fn a_thread_that_panics_costs_its_worker_and_no_other_request() {
+    clean_process(|| {
+        let folder = Folder::new();
+        let master = start(&folder, 1, |settings| settings);
+        let (before, _) = ask(&folder.socket());
+        let socket = folder.socket();
+        let slow = thread::spawn(move || call(&socket, "very slow").map(|(pid, _)| pid));
+        wait_until("it has been accepted", || call(&folder.socket(), "hello").is_ok());
+        assert!(call(&folder.socket(), "panic").is_err());
+        wait_until("another takes its place", || call(&folder.socket(), "hello").is_ok_and(|(pid, _)| pid != before));
+        assert_eq!(slow.join().unwrap().unwrap(), before);
         end(master);
     });
 }
@@ -300,6 +321,49 @@ fn a_phased_restart_loses_no_request() {
     });
 }
 
+/// The queue that all workers share is never empty: whoever drained it would never end.
+#[test]
+fn a_phased_restart_under_more_load_than_there_are_threads_comes_to_an_end() {
+    clean_process(|| {
+        let folder = Folder::new();
+        let master = start(&folder, 2, |settings| settings);
+        let before = workers(&folder.socket(), 2);
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let _stop = kit::StopOnDrop(&stop);
+            for _ in 0..16 {
+                scope.spawn(|| {
+                    while !stop.load(SeqCst) {
+                        call(&folder.socket(), "slow").expect("an answer");
+                    }
+                });
+            }
+            kill(master.pid(), libc::SIGUSR1);
+            wait_until("all are others", || before.iter().all(|(pid, _)| has_ended(*pid)));
+        });
+        end(master);
+    });
+}
+
+/// Each of so many fails once: that is one failure and not as many.
+#[test]
+fn workers_that_fail_together_are_tried_again() {
+    clean_process(|| {
+        let folder = Folder::new();
+        let (tried, begun) = (folder.file("tried"), Instant::now());
+        let hook = move |_: &Worker| {
+            if begun.elapsed() < Duration::from_millis(100) && !tried.exists() {
+                return Err("the database is not there yet");
+            }
+            let _ = fs::write(&tried, "");
+            Ok(())
+        };
+        let master = start(&folder, 16, |settings| settings.on_worker_boot(hook));
+        workers(&folder.socket(), 16);
+        end(master);
+    });
+}
+
 #[test]
 fn a_restart_whose_first_worker_does_not_serve_is_given_up() {
     clean_process(|| {
@@ -351,13 +415,18 @@ fn workers_leave_when_the_master_is_killed_and_answer_first() {
     });
 }
 
-/// Nor does one whose machine was asleep.
+/// Nor does one whose machine was asleep, in the middle of a request.
 #[test]
 fn a_master_that_was_stopped_kills_nobody() {
     clean_process(|| {
         let folder = Folder::new();
-        let master = start(&folder, 1, |settings| settings.worker_timeout(Duration::from_secs(3)));
+        let master = start(&folder, 1, |settings| {
+            settings.worker_timeout(Duration::from_secs(3)).worker_shutdown_timeout(Duration::from_millis(1))
+        });
         let before = ask(&folder.socket());
+        let socket = folder.socket();
+        let slow = thread::spawn(move || call(&socket, "very slow").map(|(pid, _)| pid));
+        wait_until("it has been accepted", || queue_is_empty(&folder.socket()));
         kill(master.pid(), libc::SIGSTOP);
         kill(before.0, libc::SIGSTOP);
         thread::sleep(Duration::from_secs(4));
@@ -367,6 +436,7 @@ fn a_master_that_was_stopped_kills_nobody() {
             assert_eq!(ask(&folder.socket()).0, before.0);
             thread::sleep(Duration::from_millis(50));
         }
+        assert_eq!(slow.join().unwrap().unwrap(), before.0);
         end(master);
     });
 }

@@ -32,7 +32,8 @@ fn of_the_library(manifest: &str) -> String {
     let mut kept = String::new();
     for line in manifest.lines() {
         if line.starts_with('[') {
-            keeps = !["[dev-dependencies]", "[[example]]", "[[test]]"].contains(&line) && !line.starts_with("[profile.");
+            keeps =
+                !["[dev-dependencies]", "[[example]]", "[[test]]"].contains(&line) && !line.starts_with("[profile.");
         }
         if keeps && !line.starts_with("members") && !line.starts_with("default-members") {
             kept += line;
