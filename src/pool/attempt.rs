@@ -23,8 +23,8 @@ pub struct Attempt {
     made_in: Generation,
     pub(super) addresses: Arc<Addresses>,
     published: Arc<Mutex<Published>>,
-    /// Why descriptors could not be found. Of the whole, whichever part says so.
-    refused: Arc<Mutex<Option<String>>>,
+    /// Of the whole, whichever part says so.
+    said: Arc<Mutex<Said>>,
     /// What this is a [part](Self::part) of.
     whole: Option<Arc<Mutex<Published>>>,
     /// Who has it found it as the [thread's](Self::current): perhaps a manager inside the pool's.
@@ -32,7 +32,19 @@ pub struct Attempt {
 }
 
 #[derive(Default)]
-struct Published(Vec<Client>);
+struct Said {
+    /// Why descriptors could not be found.
+    refused: Option<String>,
+    /// Why they are not known: nobody has refused them.
+    unobserved: Option<String>,
+}
+
+#[derive(Default)]
+struct Published {
+    clients: Vec<Client>,
+    /// How many there have ever been.
+    count: u64,
+}
 
 /// What was published at a time.
 struct Client {
@@ -41,17 +53,24 @@ struct Client {
     copies: Option<Copies>,
     /// By a manager inside the pool's, which may have others beside it.
     is_of_one_inside: bool,
+    /// How many there had been before.
+    place: u64,
 }
 
 impl Published {
-    /// The drivers keep what they have from here on.
-    fn forget_copies(&mut self) {
-        self.0.iter_mut().filter_map(|client| client.copies.take()).for_each(Copies::forget);
+    fn add(&mut self, client: Client) {
+        self.clients.push(Client { place: self.count, ..client });
+        self.count += 1;
     }
 
-    /// Shuts all of it down.
-    fn give_up(&mut self) {
-        for client in self.0.drain(..) {
+    /// The drivers keep what they have from here on.
+    fn forget_copies(&mut self) {
+        self.clients.iter_mut().filter_map(|client| client.copies.take()).for_each(Copies::forget);
+    }
+
+    /// Shuts it down from this one on.
+    fn give_up_from(&mut self, place: u64) {
+        for client in self.clients.extract_if(.., |client| client.place >= place) {
             client.registration.bury();
             drop(client.copies);
         }
@@ -61,7 +80,7 @@ impl Published {
 impl Drop for Published {
     /// In a child it is the parent's, and nothing is done.
     fn drop(&mut self) {
-        self.give_up();
+        self.give_up_from(0);
     }
 }
 
@@ -91,7 +110,7 @@ impl Attempt {
             made_in: generation(),
             addresses,
             published: Arc::default(),
-            refused: Arc::default(),
+            said: Arc::default(),
             whole: None,
             was_found: false,
         }
@@ -138,8 +157,9 @@ impl Attempt {
     /// attempt that is no part.
     pub fn join(self) {
         if let Some(whole) = self.whole.as_ref().filter(|_| !self.is_inherited()) {
-            let own = std::mem::take(&mut lock(&self.published).0);
-            lock(whole).0.extend(own);
+            let own = std::mem::take(&mut lock(&self.published).clients);
+            let mut whole = lock(whole);
+            own.into_iter().for_each(|client| whole.add(client));
         }
     }
 
@@ -209,10 +229,11 @@ impl Attempt {
         match Registration::publish(descriptors) {
             Ok(registration) => {
                 let copies = Copies::of(&registration);
-                lock(&self.published).0.push(Client {
+                lock(&self.published).add(Client {
                     registration,
                     copies: Some(copies),
                     is_of_one_inside: self.was_found,
+                    place: 0,
                 });
             }
             Err(error) => self.refuse(format!("a descriptor that the manager named cannot be protected: {error}")),
@@ -275,7 +296,15 @@ impl Attempt {
         &self,
         connect: impl FnOnce() -> Result<T, E> + Send,
     ) -> Result<Result<T, E>, Unobserved> {
-        let observed = fork::observe(asked::as_here(|| self.run(connect)))?;
+        let before = if self.is_inherited() { 0 } else { lock(&self.published).count };
+        // What managers inside have published of a client that is not kept, while its numbers are still its own.
+        let take_back = || {
+            if !self.is_inherited() {
+                lock(&self.published).give_up_from(before);
+            }
+        };
+        let observed = fork::observe(asked::as_here(|| self.run(connect)), take_back);
+        let observed = observed.inspect_err(|why| self.note_unobserved(why))?;
         Ok(observed.map(|(client, descriptors)| {
             if descriptors.is_any() {
                 self.own(descriptors);
@@ -288,7 +317,7 @@ impl Attempt {
     /// up. It is shut down, whether it is still open or not: a child that was forked in the middle may have a copy.
     pub fn forget_all(&self) {
         if !self.is_inherited() {
-            lock(&self.published).give_up();
+            lock(&self.published).give_up_from(0);
         }
     }
 
@@ -296,7 +325,7 @@ impl Attempt {
     /// [`is_unprotected`](crate::Error::is_unprotected): it never guesses.
     pub fn refuse(&self, why: impl ToString) {
         if !self.is_inherited() {
-            *lock(&self.refused) = Some(why.to_string());
+            lock(&self.said).refused = Some(why.to_string());
         }
     }
 
@@ -307,13 +336,24 @@ impl Attempt {
 
     /// Why the descriptors could not be found, if that is why the connect failed.
     pub(super) fn refused(&self) -> Option<Error> {
-        lock(&self.refused).take().map(Error::unprotected)
+        lock(&self.said).refused.take().map(Error::unprotected)
+    }
+
+    /// Why descriptors are unknown, for who requires them.
+    pub(super) fn unobserved(&self) -> Option<String> {
+        lock(&self.said).unobserved.take()
+    }
+
+    pub(crate) fn note_unobserved(&self, why: impl ToString) {
+        if !self.is_inherited() {
+            lock(&self.said).unobserved = Some(why.to_string());
+        }
     }
 
     /// Asks the manager for the descriptors, unless it has published some itself. Of those that managers inside it have published
     /// it may know no more; what it names besides is published, too.
     pub(super) fn own_unless_published<M: ManageConnection>(&self, manager: &M, connection: &M::Connection) {
-        if !lock(&self.published).0.iter().all(|client| client.is_of_one_inside) {
+        if !lock(&self.published).clients.iter().all(|client| client.is_of_one_inside) {
             return;
         }
         // A manager may have to look for the one descriptor of a client.
@@ -322,8 +362,9 @@ impl Attempt {
         if self.is_inherited() {
             return self.own(named);
         }
-        let named = lock(&self.published).0.iter().fold(named, |named, client| named.without(&client.registration));
-        if named.is_any() || lock(&self.published).0.is_empty() {
+        let named =
+            lock(&self.published).clients.iter().fold(named, |named, client| named.without(&client.registration));
+        if named.is_any() || lock(&self.published).clients.is_empty() {
             self.own(named);
         }
     }
@@ -332,7 +373,7 @@ impl Attempt {
     pub(super) fn finish(&self) -> Registration {
         let mut published = std::mem::take(&mut *lock(&self.published));
         published.forget_copies();
-        Registration::merge(published.0.drain(..).map(|client| client.registration).collect())
+        Registration::merge(published.clients.drain(..).map(|client| client.registration).collect())
     }
 }
 

@@ -220,6 +220,13 @@ impl Error {
         Kind::Unprotected { why: why.into() }.into()
     }
 
+    #[cold]
+    pub(super) fn in_an_observation() -> Self {
+        Self::unprotected(
+            "in the closure of Attempt::observe the process's own connections are covered; a manager that asks another pool while it              connects goes without: R2d2::unobserved or descriptors_by, or ask before observe",
+        )
+    }
+
     /// The sources that the texts before them do not end with already: some drivers repeat theirs.
     fn chain(&self) -> impl Iterator<Item = String> {
         let mut next = self.source();

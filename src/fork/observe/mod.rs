@@ -49,7 +49,7 @@ enum Why {
     NoTable(io::Error),
     NoList(io::Error),
     TooMany,
-    Elsewhere,
+    TakesNumbers,
     LeftThreads,
     LockedFile,
     NoSocket,
@@ -64,7 +64,7 @@ impl Unobserved {
             Why::NoTable(_)
             | Why::NoList(_)
             | Why::TooMany
-            | Why::Elsewhere
+            | Why::TakesNumbers
             | Why::LeftThreads
             | Why::LockedFile
             | Why::NoSocket => true,
@@ -82,7 +82,7 @@ impl fmt::Display for Unobserved {
             Why::NoTable(_) => f.write_str("a thread cannot have a descriptor table of its own here"),
             Why::NoList(_) => f.write_str("/proc does not list the descriptors of a thread"),
             Why::TooMany => write!(f, "the driver opens more than {} at a time", reserved::MOST - 1),
-            Why::Elsewhere => {
+            Why::TakesNumbers => {
                 f.write_str("the driver closes descriptors that it has not opened, and takes their numbers")
             }
             Why::LeftThreads => f.write_str("the driver leaves threads behind, which share them"),
@@ -107,6 +107,13 @@ thread_local! {
     static IS_OBSERVED: Cell<bool> = const { Cell::new(false) };
 }
 
+/// This thread runs a closure of [`observe`], beside a process with others: what the process has open is covered here, and what is
+/// opened or closed here is not so for the others.
+#[inline]
+pub(crate) fn is_apart() -> bool {
+    IS_OBSERVED.get()
+}
+
 /// How long threads of the driver's that have ended may take to be gone: the kernel wakes who waits for their end before it takes
 /// their table away.
 const GONE_WITHIN: Duration = Duration::from_millis(200);
@@ -127,21 +134,30 @@ struct Brought<R> {
 /// Runs the closure, on a thread of its own if there are others, and tells what it has opened: the sockets and nameless pipes, under
 /// numbers that are the process's by then. Nothing, inside another observation: that one sees it.
 ///
+/// `take_back` withdraws what managers inside the closure have published of a client that is not kept. It is called where their numbers
+/// are their own.
+///
 /// A panic in the closure goes on here. A child that is forked by the closure on a thread of its own has no caller to come back to:
 /// it is aborted when it tries.
 pub(crate) fn observe<T: Send, E: Send>(
     connect: impl FnOnce() -> Result<T, E> + Send,
+    take_back: impl Fn() + Sync,
 ) -> Result<Result<(T, Descriptors), E>, Unobserved> {
-    if IS_OBSERVED.get() {
-        return Ok(connect().map(|client| (client, Descriptors::none())));
+    if is_apart() {
+        let connected = connect().inspect_err(|_| take_back());
+        return Ok(connected.map(|client| (client, Descriptors::none())));
     }
     if sys::is_single_threaded() {
-        return alone::observe(connect);
+        let observed = alone::observe(connect);
+        if !matches!(observed, Ok(Ok(_))) {
+            take_back();
+        }
+        return observed;
     }
     let reserved = Reserved::new().ok_or(Unobserved(Why::NoRoom))?;
     let Brought { outcome, moved } = thread::scope(|scope| {
         let thread = thread::Builder::new().name("forksafe-observe".into());
-        let thread = thread.spawn_scoped(scope, || on_the_thread(&reserved, connect));
+        let thread = thread.spawn_scoped(scope, || on_the_thread(&reserved, connect, &take_back));
         let thread = thread.map_err(|error| Unobserved(Why::NoThread(error)))?;
         thread.join().unwrap_or_else(|panic| resume_unwind(panic))
     })?;
@@ -152,7 +168,7 @@ pub(crate) fn observe<T: Send, E: Send>(
         Err(error) => return Ok(Err(error)),
     };
     // A client whose descriptors are lost closes placeholders.
-    let _: () = placed?;
+    let _: () = placed.inspect_err(|_| take_back())?;
     Ok(Ok((client, own(moved.iter().map(|one| one.fd)))))
 }
 
@@ -169,9 +185,10 @@ fn can_be_registered(fd: RawFd) -> bool {
 fn on_the_thread<T, E>(
     reserved: &Reserved,
     connect: impl FnOnce() -> Result<T, E>,
+    take_back: &impl Fn(),
 ) -> Result<Brought<Result<T, E>>, Unobserved> {
     let here = generation();
-    private::block_signals();
+    private::block_handled_signals();
     let mut private = Private::part_from(reserved)?;
     IS_OBSERVED.set(true);
     let connected = catch_unwind(AssertUnwindSafe(connect));
@@ -181,12 +198,23 @@ fn on_the_thread<T, E>(
         );
         std::process::abort();
     }
-    let outcome = connected.and_then(|connected| catch_unwind(AssertUnwindSafe(|| private.judge(connected))));
+    let outcome = match connected {
+        Ok(connected) => catch_unwind(AssertUnwindSafe(|| private.judge(connected))),
+        Err(panic) => {
+            private.note_who_shares_it();
+            Err(panic)
+        }
+    };
+    if !matches!(outcome, Ok(Ok(Ok(_)))) {
+        take_back();
+    }
     IS_OBSERVED.set(false);
-    let moved = private.send().map_err(|error| Unobserved(Why::Lost(error)));
-    match (outcome, moved) {
-        (outcome, Ok(moved)) => Ok(Brought { outcome, moved }),
-        // It goes with its table.
-        (outcome, Err(why)) => Ok(Brought { outcome: outcome.map(|_| Err(why)), moved: Vec::new() }),
+    match private.send() {
+        Ok(moved) => Ok(Brought { outcome, moved }),
+        Err(why) => {
+            let outcome = outcome.map(|_client| Err(Unobserved(Why::Lost(why))));
+            take_back();
+            Ok(Brought { outcome, moved: Vec::new() })
+        }
     }
 }
