@@ -81,6 +81,9 @@ impl<M: ManageConnection> Shared<M> {
 
     /// `None` in a child that was forked in the middle.
     fn open(self: &Arc<Self>, deadline: Deadline) -> Result<Option<Guarded<M::Connection>>, Failure<M::Error>> {
+        if let Some(why) = self.manager.forbids_connects() {
+            return Err(Failure::Refused(Error::unprotected(why)));
+        }
         let here = fork::generation();
         let mut attempt = Attempt::with(deadline, Arc::clone(&self.addresses));
         let connected = attempt.clone().run(|| {
