@@ -155,8 +155,11 @@ type Goodbye<C> = Box<dyn Fn(C, Deadline) + Send + Sync>;
 type Classify = Box<dyn Fn(&(dyn Error + 'static)) -> Fault + Send + Sync>;
 
 impl<M: r2d2::ManageConnection> R2d2<M> {
-    /// Its connects are [observed](Attempt::observe), which says what their restrictions are. A driver that cannot be is left to
-    /// itself: its descriptors are [unknown](Descriptors::unknown) then. Of an embedded database, as far as the name of a type betrays
+    /// Its connects are [observed](Attempt::observe), which says what their restrictions are: in a process with several threads each
+    /// runs on a thread of its own, and hangs if it needs a lock that the caller of `get` holds (a GIL, say, with a manager that calls
+    /// back into the interpreter), and another pool gives it nothing. [`unobserved`](Self::unobserved) and
+    /// [`descriptors_by`](Self::descriptors_by) are the ways out. A driver that cannot be observed is left to itself, in this process:
+    /// its descriptors are [unknown](Descriptors::unknown) then. Of an embedded database, as far as the name of a type betrays
     /// it (SQLite, DuckDB), the locks would be lost: it is not observed, and a child that has inherited any is refused as it is
     /// [in files](Self::in_files). But it may have sockets all the same: they are unknown until you have said which it is.
     pub fn new(manager: M) -> Self {

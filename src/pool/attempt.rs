@@ -270,13 +270,23 @@ impl Attempt {
     ///
     /// - It may use files and terminals of the process, its standard streams and its datagram sockets (a log). The other streams,
     ///   listeners and pipes that the process has open are covered by a dead socket there.
-    /// - The attempt is [current](Self::current) in it, and what managers of this crate publish in it is published. Other values of the
-    ///   calling thread (`thread_local!`) are not to be seen.
-    /// - Signals are blocked in it. A panic goes on in the caller.
-    /// - It must not fork: the child has nobody to return to, and is aborted when it tries. To start a program is fine.
-    /// - What it closes of the process's own stays open there.
+    /// - The attempt is [current](Self::current) in it, and what managers of this crate publish in it is published, if the client is
+    ///   kept. Other values of the calling thread (`thread_local!`) are not to be seen.
+    /// - It must not wait for what its caller holds: a lock of standard output (`stdout().lock()`), an interpreter's (a GIL) that it
+    ///   comes back to. The caller waits for the closure, and so both would wait for ever.
+    /// - Another [`Pool`](crate::Pool) gives it no connection: the pool's would be covered. `get` is an error
+    ///   ([`is_unprotected`](crate::Error::is_unprotected)), and `maintain`, `evict` and `disconnect` do nothing.
+    /// - Signals that have a handler are blocked in it. A panic goes on in the caller.
+    /// - It must not fork: the child has nobody to return to, and is aborted when it tries. To start a program is fine: by
+    ///   [`Command`](std::process::Command), for one that is started otherwise (`popen`) inherits that those signals are blocked.
+    /// - What it closes of the process's own stays open there. And what other threads close while it runs stays open in its table
+    ///   until it ends, but for streams, listeners and pipes: a `flock` is held for so long, a UDP port taken, and a program that has
+    ///   just been written cannot be executed (`ETXTBSY`).
     /// - It is not for databases in files (SQLite): their locks belong to a table. Nor for drivers whose threads live on, nor for
     ///   the first use of a runtime that the whole program has.
+    ///
+    /// Where that cannot be: a manager that names its descriptors ([`own`](Self::own),
+    /// [`descriptors`](ManageConnection::descriptors)), or leaves them [unknown](Descriptors::unknown).
     ///
     /// An epoll or an eventfd of the driver's moves with its sockets, but a child inherits it as it does any file: what was
     /// borrowed from the client before the fork, and is used in the child all the same, may take its parent's events.
@@ -284,8 +294,10 @@ impl Attempt {
     /// # Errors
     ///
     /// [`Unobserved`]: the driver has opened no socket on that thread, or more than 15 descriptors, has left threads behind or
-    /// locked a file; or the thread cannot have a table of its own, or there is no room. If the driver had connected, the client is
-    /// dropped. The caller may connect without, and leave the descriptors [unknown](Descriptors::unknown).
+    /// locked a file; or the thread cannot have a table of its own, or there is no room, or another thread has closed a number of the
+    /// driver's. If the driver had connected, the client is dropped, and what was published of it is taken back. The caller may
+    /// connect without, and leave the descriptors [unknown](Descriptors::unknown).
+    /// [`require_known_descriptors`](crate::Builder::require_known_descriptors) then says why they are.
     ///
     /// The inner error is the closure's.
     ///

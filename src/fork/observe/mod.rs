@@ -14,11 +14,17 @@
 //! step, which is a connect like any other: a pool makes it again if a fork came in between.
 //!
 //! *What the copy must not do.* While it exists, what other threads close stays open in it: the reader of a pipe would wait
-//! for the end of it, a peer for that of a stream. So streams, listeners and pipes of the process are covered in the copy. A signal
-//! handler writes to a pipe that is covered, so no handler runs there: signals are blocked.
+//! for the end of it, a peer for that of a stream. So streams, listeners and pipes of the process are covered in the copy. Not
+//! datagram sockets: a log is often one, and a port that is free a moment later is the smaller harm. Nor files and their locks. A signal
+//! handler writes to a pipe that is covered, so no handler runs there: signals that have one are blocked.
 //!
 //! *What is still open when the closure has failed*, or what it opened is not to be told: something that the program keeps (a log
-//! that was opened when it was first needed). It is put in its place as well, and belongs to no connection.
+//! that was opened when it was first needed). It is put in its place as well, and belongs to no connection. But where threads of the
+//! driver's have the table, too, its streams are theirs, and end there.
+//!
+//! *What must not come in*: a pool's connections belong to the process's table. What another pool would open here another thread would
+//! close there, where the number is a placeholder, or somebody's file by then: so [a pool gives none](is_apart), and a number is looked
+//! at before anything is put over it.
 
 mod alone;
 mod listing;
