@@ -191,7 +191,11 @@ impl Error {
     }
 
     /// The descriptors of a connection could not be found, or inherited ones could not be dropped: the connection was
-    /// closed rather than handed out unprotected.
+    /// closed rather than handed out unprotected. Or none was opened: beside inherited files ([`R2d2::in_files`]), or in the closure of
+    /// [`Attempt::observe`](crate::Attempt::observe), where the process's connections cannot be used.
+    ///
+    #[cfg_attr(feature = "r2d2", doc = "[`R2d2::in_files`]: crate::r2d2::R2d2::in_files")]
+    #[cfg_attr(not(feature = "r2d2"), doc = "[`R2d2::in_files`]: crate")]
     pub fn is_unprotected(&self) -> bool {
         self.kind() == ErrorKind::Unprotected
     }
