@@ -83,9 +83,10 @@ impl ManageConnection for Both {
 #[test]
 fn a_child_keeps_no_number_of_what_was_only_there_while_it_connected() {
     clean_process(|| {
-        let (address, _kept) = server();
+        let (address, kept) = server();
         let pool = Pool::new(Both(address)).unwrap();
         let lent = pool.get().unwrap();
+        let _theirs = [kept.recv().unwrap(), kept.recv().unwrap()];
         let here = open_numbers();
         match kit::fork() {
             None => kit::leave(|| {
