@@ -80,7 +80,8 @@
 //! ```
 //!
 //! A driver that opens its streams itself can be watched while it does: [`Attempt::observe`](crate::Attempt::observe) sees exactly
-//! what it opens, and publishes that. (The feature `r2d2` does so for managers that were written for r2d2.)
+//! what it opens, and publishes that. (The feature `r2d2` does so for managers that were written for r2d2.) In a process with
+//! several threads it connects on another thread: not for managers that need a lock which their caller holds, or another pool.
 //!
 //! If it cannot be had, say [`Descriptors::unknown`](crate::fork::Descriptors::unknown), which is the default: the client is
 //! abandoned in a child, its socket stays open there, and what was borrowed from it is not protected.

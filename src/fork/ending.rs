@@ -68,8 +68,15 @@ pub(crate) struct Copies {
 #[derive(Debug)]
 struct Second {
     fd: RawFd,
-    /// The registered number, and what was there.
+    /// The registered number, and what was there, and is here.
     of: (RawFd, Identity),
+}
+
+impl Second {
+    /// Not if the number is somebody else's by now: it was made in a table that is gone, say.
+    fn is_there(&self) -> bool {
+        sys::is(self.fd, self.of.1)
+    }
 }
 
 impl Copies {
@@ -101,7 +108,7 @@ impl Copies {
         if self.generation == generation() {
             let (spared, ended): (Vec<Second>, _) = mem::take(&mut self.all).into_iter().partition(which);
             self.all = ended;
-            spared.iter().for_each(|copy| sys::close(copy.fd));
+            spared.iter().filter(|copy| copy.is_there()).for_each(|copy| sys::close(copy.fd));
         }
     }
 }
@@ -110,7 +117,7 @@ impl Drop for Copies {
     fn drop(&mut self) {
         // In a child that a goodbye forked the numbers are closed already, or its parent's own.
         if self.generation == generation() {
-            for copy in &self.all {
+            for copy in self.all.iter().filter(|copy| copy.is_there()) {
                 sys::shutdown(copy.fd);
                 sys::close(copy.fd);
             }

@@ -1,5 +1,6 @@
 //! A socket that is not waited for past a deadline, though its driver knows of none.
 
+use super::handler::sys::{self, Identity};
 use crate::Deadline;
 use std::mem;
 use std::os::fd::RawFd;
@@ -7,13 +8,24 @@ use std::time::Duration;
 
 const BOTH: [libc::c_int; 2] = [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO];
 
-/// While it lives, no read and no write on the socket blocks past the deadline as it was when this was made: a driver that
+/// While it lives, no read and no write on the socket blocks for longer than was left of the time when this was made: a driver that
 /// blocks in the kernel sees an error then. Each of them: an answer that drips in takes longer. One that polls does not notice.
+///
+/// What the driver does with its socket meanwhile stays as the driver had it.
 #[derive(Debug)]
 pub(crate) struct Impatient {
     fd: RawFd,
-    /// As the driver had set them.
-    before: [libc::timeval; 2],
+    socket: Identity,
+    changed: [Option<Changed>; 2],
+}
+
+#[derive(Debug)]
+struct Changed {
+    which: libc::c_int,
+    /// As the driver had set it.
+    before: libc::timeval,
+    /// As it is here: the kernel rounds what is set.
+    ours: libc::timeval,
 }
 
 impl Impatient {
@@ -21,18 +33,25 @@ impl Impatient {
     pub(crate) fn until(deadline: Deadline) -> Option<Self> {
         let fd = deadline.socket()?;
         let left = deadline.socket_timeout().ok()?;
-        let before = [get(fd, BOTH[0])?, get(fd, BOTH[1])?];
-        for (which, before) in BOTH.into_iter().zip(&before) {
-            set(fd, which, sooner(before, left));
-        }
-        Some(Self { fd, before })
+        let socket = sys::look(fd)?.identity;
+        let changed = BOTH.map(|which| {
+            let before = get(fd, which)?;
+            set(fd, which, sooner(&before, left));
+            Some(Changed { which, before, ours: get(fd, which)? })
+        });
+        Some(Self { fd, socket, changed })
     }
 }
 
 impl Drop for Impatient {
     fn drop(&mut self) {
-        for (which, before) in BOTH.into_iter().zip(self.before) {
-            set(self.fd, which, before);
+        if !sys::is(self.fd, self.socket) {
+            return;
+        }
+        for Changed { which, before, ours } in self.changed.iter().flatten() {
+            if get(self.fd, *which).is_some_and(|now| now == *ours) {
+                set(self.fd, *which, *before);
+            }
         }
     }
 }

@@ -58,7 +58,7 @@ use handler::sys;
 pub(crate) use handler::{control, is_fallback};
 pub use hooks::{enter, on_child};
 pub use observe::Unobserved;
-pub(crate) use observe::observe;
+pub(crate) use observe::{is_apart, observe};
 pub use per_process::PerProcess;
 pub(crate) use registration::make_dead;
 pub use registration::{Descriptors, Registration};

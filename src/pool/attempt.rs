@@ -23,8 +23,8 @@ pub struct Attempt {
     made_in: Generation,
     pub(super) addresses: Arc<Addresses>,
     published: Arc<Mutex<Published>>,
-    /// Why descriptors could not be found. Of the whole, whichever part says so.
-    refused: Arc<Mutex<Option<String>>>,
+    /// Of the whole, whichever part says so.
+    said: Arc<Mutex<Said>>,
     /// What this is a [part](Self::part) of.
     whole: Option<Arc<Mutex<Published>>>,
     /// Who has it found it as the [thread's](Self::current): perhaps a manager inside the pool's.
@@ -32,7 +32,19 @@ pub struct Attempt {
 }
 
 #[derive(Default)]
-struct Published(Vec<Client>);
+struct Said {
+    /// Why descriptors could not be found.
+    refused: Option<String>,
+    /// Why they are not known: nobody has refused them.
+    unobserved: Option<String>,
+}
+
+#[derive(Default)]
+struct Published {
+    clients: Vec<Client>,
+    /// How many there have ever been.
+    count: u64,
+}
 
 /// What was published at a time.
 struct Client {
@@ -41,17 +53,24 @@ struct Client {
     copies: Option<Copies>,
     /// By a manager inside the pool's, which may have others beside it.
     is_of_one_inside: bool,
+    /// How many there had been before.
+    place: u64,
 }
 
 impl Published {
-    /// The drivers keep what they have from here on.
-    fn forget_copies(&mut self) {
-        self.0.iter_mut().filter_map(|client| client.copies.take()).for_each(Copies::forget);
+    fn add(&mut self, client: Client) {
+        self.clients.push(Client { place: self.count, ..client });
+        self.count += 1;
     }
 
-    /// Shuts all of it down.
-    fn give_up(&mut self) {
-        for client in self.0.drain(..) {
+    /// The drivers keep what they have from here on.
+    fn forget_copies(&mut self) {
+        self.clients.iter_mut().filter_map(|client| client.copies.take()).for_each(Copies::forget);
+    }
+
+    /// Shuts it down from this one on.
+    fn give_up_from(&mut self, place: u64) {
+        for client in self.clients.extract_if(.., |client| client.place >= place) {
             client.registration.bury();
             drop(client.copies);
         }
@@ -61,7 +80,7 @@ impl Published {
 impl Drop for Published {
     /// In a child it is the parent's, and nothing is done.
     fn drop(&mut self) {
-        self.give_up();
+        self.give_up_from(0);
     }
 }
 
@@ -91,7 +110,7 @@ impl Attempt {
             made_in: generation(),
             addresses,
             published: Arc::default(),
-            refused: Arc::default(),
+            said: Arc::default(),
             whole: None,
             was_found: false,
         }
@@ -138,8 +157,9 @@ impl Attempt {
     /// attempt that is no part.
     pub fn join(self) {
         if let Some(whole) = self.whole.as_ref().filter(|_| !self.is_inherited()) {
-            let own = std::mem::take(&mut lock(&self.published).0);
-            lock(whole).0.extend(own);
+            let own = std::mem::take(&mut lock(&self.published).clients);
+            let mut whole = lock(whole);
+            own.into_iter().for_each(|client| whole.add(client));
         }
     }
 
@@ -209,10 +229,11 @@ impl Attempt {
         match Registration::publish(descriptors) {
             Ok(registration) => {
                 let copies = Copies::of(&registration);
-                lock(&self.published).0.push(Client {
+                lock(&self.published).add(Client {
                     registration,
                     copies: Some(copies),
                     is_of_one_inside: self.was_found,
+                    place: 0,
                 });
             }
             Err(error) => self.refuse(format!("a descriptor that the manager named cannot be protected: {error}")),
@@ -249,13 +270,23 @@ impl Attempt {
     ///
     /// - It may use files and terminals of the process, its standard streams and its datagram sockets (a log). The other streams,
     ///   listeners and pipes that the process has open are covered by a dead socket there.
-    /// - The attempt is [current](Self::current) in it, and what managers of this crate publish in it is published. Other values of the
-    ///   calling thread (`thread_local!`) are not to be seen.
-    /// - Signals are blocked in it. A panic goes on in the caller.
-    /// - It must not fork: the child has nobody to return to, and is aborted when it tries. To start a program is fine.
-    /// - What it closes of the process's own stays open there.
+    /// - The attempt is [current](Self::current) in it, and what managers of this crate publish in it is published, if the client is
+    ///   kept. Other values of the calling thread (`thread_local!`) are not to be seen.
+    /// - It must not wait for what its caller holds: a lock of standard output (`stdout().lock()`), an interpreter's (a GIL) that it
+    ///   comes back to. The caller waits for the closure, and so both would wait for ever.
+    /// - Another [`Pool`](crate::Pool) gives it no connection: the pool's would be covered. `get` is an error
+    ///   ([`is_unprotected`](crate::Error::is_unprotected)), and `maintain`, `evict` and `disconnect` do nothing.
+    /// - Signals that have a handler are blocked in it. A panic goes on in the caller.
+    /// - It must not fork: the child has nobody to return to, and is aborted when it tries. To start a program is fine: by
+    ///   [`Command`](std::process::Command), for one that is started otherwise (`popen`) inherits that those signals are blocked.
+    /// - What it closes of the process's own stays open there. And what other threads close while it runs stays open in its table
+    ///   until it ends, but for streams, listeners and pipes: a `flock` is held for so long, a UDP port taken, and a program that has
+    ///   just been written cannot be executed (`ETXTBSY`).
     /// - It is not for databases in files (SQLite): their locks belong to a table. Nor for drivers whose threads live on, nor for
     ///   the first use of a runtime that the whole program has.
+    ///
+    /// Where that cannot be: a manager that names its descriptors ([`own`](Self::own),
+    /// [`descriptors`](ManageConnection::descriptors)), or leaves them [unknown](Descriptors::unknown).
     ///
     /// An epoll or an eventfd of the driver's moves with its sockets, but a child inherits it as it does any file: what was
     /// borrowed from the client before the fork, and is used in the child all the same, may take its parent's events.
@@ -263,8 +294,10 @@ impl Attempt {
     /// # Errors
     ///
     /// [`Unobserved`]: the driver has opened no socket on that thread, or more than 15 descriptors, has left threads behind or
-    /// locked a file; or the thread cannot have a table of its own, or there is no room. If the driver had connected, the client is
-    /// dropped. The caller may connect without, and leave the descriptors [unknown](Descriptors::unknown).
+    /// locked a file; or the thread cannot have a table of its own, or there is no room, or another thread has closed a number of the
+    /// driver's. If the driver had connected, the client is dropped, and what was published of it is taken back. The caller may
+    /// connect without, and leave the descriptors [unknown](Descriptors::unknown).
+    /// [`require_known_descriptors`](crate::Builder::require_known_descriptors) then says why they are.
     ///
     /// The inner error is the closure's.
     ///
@@ -275,7 +308,15 @@ impl Attempt {
         &self,
         connect: impl FnOnce() -> Result<T, E> + Send,
     ) -> Result<Result<T, E>, Unobserved> {
-        let observed = fork::observe(asked::as_here(|| self.run(connect)))?;
+        let before = if self.is_inherited() { 0 } else { lock(&self.published).count };
+        // What managers inside have published of a client that is not kept, while its numbers are still its own.
+        let take_back = || {
+            if !self.is_inherited() {
+                lock(&self.published).give_up_from(before);
+            }
+        };
+        let observed = fork::observe(asked::as_here(|| self.run(connect)), take_back);
+        let observed = observed.inspect_err(|why| self.note_unobserved(why))?;
         Ok(observed.map(|(client, descriptors)| {
             if descriptors.is_any() {
                 self.own(descriptors);
@@ -288,7 +329,7 @@ impl Attempt {
     /// up. It is shut down, whether it is still open or not: a child that was forked in the middle may have a copy.
     pub fn forget_all(&self) {
         if !self.is_inherited() {
-            lock(&self.published).give_up();
+            lock(&self.published).give_up_from(0);
         }
     }
 
@@ -296,7 +337,7 @@ impl Attempt {
     /// [`is_unprotected`](crate::Error::is_unprotected): it never guesses.
     pub fn refuse(&self, why: impl ToString) {
         if !self.is_inherited() {
-            *lock(&self.refused) = Some(why.to_string());
+            lock(&self.said).refused = Some(why.to_string());
         }
     }
 
@@ -307,13 +348,24 @@ impl Attempt {
 
     /// Why the descriptors could not be found, if that is why the connect failed.
     pub(super) fn refused(&self) -> Option<Error> {
-        lock(&self.refused).take().map(Error::unprotected)
+        lock(&self.said).refused.take().map(Error::unprotected)
+    }
+
+    /// Why descriptors are unknown, for who requires them.
+    pub(super) fn unobserved(&self) -> Option<String> {
+        lock(&self.said).unobserved.take()
+    }
+
+    pub(crate) fn note_unobserved(&self, why: impl ToString) {
+        if !self.is_inherited() {
+            lock(&self.said).unobserved = Some(why.to_string());
+        }
     }
 
     /// Asks the manager for the descriptors, unless it has published some itself. Of those that managers inside it have published
     /// it may know no more; what it names besides is published, too.
     pub(super) fn own_unless_published<M: ManageConnection>(&self, manager: &M, connection: &M::Connection) {
-        if !lock(&self.published).0.iter().all(|client| client.is_of_one_inside) {
+        if !lock(&self.published).clients.iter().all(|client| client.is_of_one_inside) {
             return;
         }
         // A manager may have to look for the one descriptor of a client.
@@ -322,8 +374,9 @@ impl Attempt {
         if self.is_inherited() {
             return self.own(named);
         }
-        let named = lock(&self.published).0.iter().fold(named, |named, client| named.without(&client.registration));
-        if named.is_any() || lock(&self.published).0.is_empty() {
+        let named =
+            lock(&self.published).clients.iter().fold(named, |named, client| named.without(&client.registration));
+        if named.is_any() || lock(&self.published).clients.is_empty() {
             self.own(named);
         }
     }
@@ -332,7 +385,7 @@ impl Attempt {
     pub(crate) fn finish(&self) -> Registration {
         let mut published = std::mem::take(&mut *lock(&self.published));
         published.forget_copies();
-        Registration::merge(published.0.drain(..).map(|client| client.registration).collect())
+        Registration::merge(published.clients.drain(..).map(|client| client.registration).collect())
     }
 }
 

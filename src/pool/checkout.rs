@@ -30,6 +30,9 @@ impl<M: ManageConnection> Shared<M> {
         timeout: Option<Duration>,
         place: &'static Location<'static>,
     ) -> Result<PooledConnection<M>, Error> {
+        if fork::is_apart() {
+            return Err(Error::in_an_observation());
+        }
         let mut idle = None;
         if let Some(local) = self.ready()
             && let Some((slot, conn)) = local.bag.slots.take_idle(LAST_SLOT.get())

@@ -81,6 +81,9 @@ impl<M: ManageConnection> Shared<M> {
 
     /// `None` in a child that was forked in the middle.
     fn open(self: &Arc<Self>, deadline: Deadline) -> Result<Option<Guarded<M::Connection>>, Failure<M::Error>> {
+        if let Some(why) = self.manager.forbids_connects() {
+            return Err(Failure::Refused(Error::unprotected(why)));
+        }
         let here = fork::generation();
         let mut attempt = Attempt::with(deadline, Arc::clone(&self.addresses));
         let connected = attempt.clone().run(|| {
@@ -95,6 +98,7 @@ impl<M: ManageConnection> Shared<M> {
             return Ok(None);
         }
         let refused = attempt.refused();
+        let unobserved = attempt.unobserved();
         let client = match connected {
             Ok(client) => client,
             Err(why) => {
@@ -105,7 +109,7 @@ impl<M: ManageConnection> Shared<M> {
         };
         let goodbye = Arc::clone(self) as Arc<dyn Goodbye<M::Connection>>;
         let mut client = Guarded::from_parts(client, attempt.finish(), Some(goodbye));
-        let objection = match refused.or_else(|| self.objects_to(&client)) {
+        let objection = match refused.or_else(|| self.objects_to(&client, unobserved)) {
             Some(why) => Some(Failure::Refused(why)),
             None => self.is_refused(&mut client, deadline).map(Failure::Failed),
         };
@@ -138,13 +142,13 @@ impl<M: ManageConnection> Shared<M> {
         asked::until(by, || self.hooks.accept(client.value_mut(), by)).err()
     }
 
-    fn objects_to(&self, client: &Guarded<M::Connection>) -> Option<Error> {
+    fn objects_to(&self, client: &Guarded<M::Connection>, unobserved: Option<String>) -> Option<Error> {
         let unknown = self.config.require_known_descriptors && !client.registration().is_known();
         unknown.then(|| {
-            Error::unprotected(
-                "its manager does not name the descriptors of its connections (ManageConnection::socket or descriptors), \
-                 and the pool was built with require_known_descriptors",
-            )
+            let why = unobserved.unwrap_or_else(|| {
+                "its manager does not name the descriptors of its connections (ManageConnection::socket or descriptors)".into()
+            });
+            Error::unprotected(format!("{why}, and the pool was built with require_known_descriptors"))
         })
     }
 

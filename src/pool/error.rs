@@ -191,7 +191,11 @@ impl Error {
     }
 
     /// The descriptors of a connection could not be found, or inherited ones could not be dropped: the connection was
-    /// closed rather than handed out unprotected.
+    /// closed rather than handed out unprotected. Or none was opened: beside inherited files ([`R2d2::in_files`]), or in the closure of
+    /// [`Attempt::observe`](crate::Attempt::observe), where the process's connections cannot be used.
+    ///
+    #[cfg_attr(feature = "r2d2", doc = "[`R2d2::in_files`]: crate::r2d2::R2d2::in_files")]
+    #[cfg_attr(not(feature = "r2d2"), doc = "[`R2d2::in_files`]: crate")]
     pub fn is_unprotected(&self) -> bool {
         self.kind() == ErrorKind::Unprotected
     }
@@ -218,6 +222,13 @@ impl Error {
 
     pub(super) fn unprotected(why: impl Into<String>) -> Self {
         Kind::Unprotected { why: why.into() }.into()
+    }
+
+    #[cold]
+    pub(super) fn in_an_observation() -> Self {
+        Self::unprotected(
+            "in the closure of Attempt::observe the process's own connections are covered; a manager that asks another pool while it              connects goes without: R2d2::unobserved or descriptors_by, or ask before observe",
+        )
     }
 
     /// The sources that the texts before them do not end with already: some drivers repeat theirs.

@@ -23,6 +23,9 @@ const GOODBYES: Duration = Duration::from_secs(5);
 impl<M: ManageConnection> Shared<M> {
     /// Opens connections until `wanted` are idle or the pool is full; says how many it opened.
     pub(super) fn warm_up(self: &Arc<Self>, wanted: u32, place: &'static Location<'static>) -> Result<u32, Error> {
+        if fork::is_apart() {
+            return Err(Error::in_an_observation());
+        }
         let call = Call::new(Some(self.config.connection_timeout), place);
         let mut opened = 0;
         // Counted once; and once more after a wait, or in a child that was forked in the middle.

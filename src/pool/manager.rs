@@ -108,6 +108,13 @@ pub trait ManageConnection: Send + Sync + 'static {
         self.connect()
     }
 
+    /// Why nothing may be opened in this process, if so: the pool does not connect, and reports it as
+    /// [`is_unprotected`](crate::Error::is_unprotected). Asked before each connect. Default: nothing.
+    #[doc(hidden)]
+    fn forbids_connects(&self) -> Option<String> {
+        None
+    }
+
     /// As [`is_valid`](Self::is_valid), before a deadline. Default: [`is_valid`](Self::is_valid), which ignores it.
     ///
     /// # Errors
@@ -236,6 +243,9 @@ impl<M: ManageConnection + ?Sized> ManageConnection for Arc<M> {
     }
     fn connect_within(&self, at: &mut Attempt) -> Result<Self::Connection, Self::Error> {
         (**self).connect_within(at)
+    }
+    fn forbids_connects(&self) -> Option<String> {
+        (**self).forbids_connects()
     }
     fn is_valid_within(&self, conn: &mut Self::Connection, deadline: Deadline) -> Result<(), Self::Error> {
         (**self).is_valid_within(conn, deadline)

@@ -131,7 +131,8 @@ impl<M: ManageConnection> Pool<M> {
     /// - [`Error::is_queue_full`]: none was free, and [as many as may](Builder::max_waiting) were waiting.
     /// - [`Error::is_closed`]: the pool was closed, here or in the parent before the fork.
     /// - [`Error::is_unprotected`]: the new connection's descriptors could not be found, so it was closed; or this is a
-    ///   child that may share its parent's descriptor table (`CLONE_FILES`).
+    ///   child that may share its parent's descriptor table (`CLONE_FILES`); or this is the closure of an
+    ///   [observation](crate::Attempt::observe).
     #[inline]
     #[track_caller]
     pub fn get(&self) -> Result<PooledConnection<M>, Error> {
@@ -177,6 +178,9 @@ impl<M: ManageConnection> Pool<M> {
     /// [too long](Builder::leak_threshold).
     #[track_caller]
     pub fn maintain(&self) {
+        if crate::fork::is_apart() {
+            return;
+        }
         let place = Location::caller();
         self.0.reap(place);
         let _ = self.0.warm_up(self.0.config.min_idle.unwrap_or(0), place);
@@ -189,7 +193,9 @@ impl<M: ManageConnection> Pool<M> {
     /// Closes what was opened before now (soft eviction): idle connections at once, lent ones when they come back. For a
     /// failover that you know of, or credentials that were revoked. The goodbyes of the idle ones take five seconds at most, together.
     pub fn evict(&self) {
-        self.0.evict();
+        if !crate::fork::is_apart() {
+            self.0.evict();
+        }
     }
 
     /// Changes how many connections this process, and the children that it forks from now on, may have. If there are more,
@@ -207,7 +213,9 @@ impl<M: ManageConnection> Pool<M> {
     /// Closes the idle connections of this process. The pool stays usable. For a master that is about to fork and wants
     /// to have no sockets at all.
     pub fn disconnect(&self) {
-        self.0.disconnect();
+        if !crate::fork::is_apart() {
+            self.0.disconnect();
+        }
     }
 
     /// Closes the pool: idle connections now, lent ones when they come back. [`get`](Self::get) returns an error from

@@ -105,6 +105,7 @@ fn a_database_in_a_file_is_taken_for_one() {
         assert!(format!("{manager:?}").contains("never closed"), "{manager:?}");
         let pool = pool(manager);
         let _conn = pool.get().unwrap();
+        assert_eq!(pool.state().unknown_descriptors, 1, "it is a guess");
         assert!(testing::child(|| pool.get().is_err_and(|error| error.is_unprotected())).join());
     });
 }

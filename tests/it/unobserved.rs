@@ -2,11 +2,14 @@
 
 use crate::kit::{deny, hide_proc};
 use crate::observe::{attempt, limit_descriptors, open_numbers, server, unobserved};
-use forksafe::testing::clean_process;
+use forksafe::Attempt;
+use forksafe::fork::Descriptors;
+use forksafe::testing::{self, clean_process};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -56,6 +59,26 @@ fn what_cannot_be_told_is_said_and_leaves_nothing_behind() {
     });
 }
 
+/// Nobody would close it, and its server would have a client that nobody asks anything.
+#[test]
+fn of_what_a_drivers_threads_hold_nothing_comes_into_the_process() {
+    clean_process(|| {
+        let (address, kept) = server();
+        let before = open_numbers();
+        let (end, ends) = mpsc::channel::<()>();
+        let threads = unobserved(|| {
+            let (stream, held) = (TcpStream::connect(address)?, TcpStream::connect(address)?);
+            thread::spawn(move || (ends.recv(), held));
+            Ok(stream)
+        });
+        assert!(threads.to_string().contains("threads"), "{threads}");
+        let (mut one, mut other) = (kept.recv().unwrap(), kept.recv().unwrap());
+        assert_eq!(open_numbers().len(), before.len() + 2, "those of the server, and no more");
+        assert_eq!((one.read(&mut [0]).unwrap(), other.read(&mut [0]).unwrap()), (0, 0));
+        drop(end);
+    });
+}
+
 fn locked_file() -> std::path::PathBuf {
     std::env::temp_dir().join(format!("forksafe-observe-{}", std::process::id()))
 }
@@ -66,6 +89,89 @@ fn lock(file: &File) {
     lock.l_type = libc::F_WRLCK as _;
     // SAFETY: `lock` is ours.
     assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) }, 0);
+}
+
+/// The second descriptor of what a manager inside has published, above all: its number is another's by then.
+#[test]
+fn what_was_published_of_a_client_that_is_not_kept_is_taken_back() {
+    clean_process(|| {
+        let (address, kept) = server();
+        let at = attempt();
+        // Of more than are kept for it: what comes last has numbers that do not come into the process.
+        let too_many = at.observe(|| {
+            let streams = (0..20).map(|_| TcpStream::connect(address)).collect::<io::Result<Vec<_>>>()?;
+            Attempt::current().unwrap().own(Descriptors::of(&streams[18]));
+            at.own(Descriptors::of(&streams[19]));
+            Ok::<_, io::Error>(streams)
+        });
+        assert!(too_many.unwrap_err().to_string().contains("more than 15"));
+        let mut others: Vec<_> = (0..20).map(|_| UnixStream::pair().unwrap()).collect();
+        at.forget_all();
+        drop(at);
+        for (near, far) in &mut others {
+            near.write_all(b"hello").unwrap();
+            far.read_exact(&mut [0; 5]).unwrap();
+        }
+        for mut stream in kept.try_iter() {
+            stream.set_read_timeout(Some(testing::patience())).unwrap();
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        }
+    });
+}
+
+/// A connection that a pool gives to another thread, say.
+#[test]
+fn a_number_that_another_thread_has_closed_meanwhile_is_not_put_over() {
+    clean_process(|| {
+        let (address, kept) = server();
+        let (number, numbers) = mpsc::channel();
+        let (opened, has_opened) = mpsc::channel();
+        let other = thread::spawn(move || {
+            let number = numbers.recv().unwrap();
+            // SAFETY: nobody uses it but the observation, which has to notice.
+            assert_eq!(unsafe { libc::close(number) }, 0);
+            let file = File::open("/dev/null").unwrap();
+            assert_eq!(file.as_raw_fd(), number);
+            opened.send(()).unwrap();
+            file
+        });
+        let lost = unobserved(move || {
+            let stream = TcpStream::connect(address)?;
+            number.send(stream.as_raw_fd()).unwrap();
+            has_opened.recv().unwrap();
+            // To close it would be to close that file.
+            std::mem::forget(stream);
+            Ok(())
+        });
+        assert!(!lost.is_lasting() && lost.to_string().contains("handed over"), "{lost}");
+        let file = other.join().unwrap();
+        assert!(file.metadata().unwrap().file_type().is_char_device(), "something else is under its number");
+        drop(kept);
+    });
+}
+
+/// What the closure says to a standard stream that the process has closed goes nowhere, and the connection is observed.
+#[test]
+fn closed_standard_streams_are_in_nobodys_way() {
+    clean_process(|| {
+        let (address, kept) = server();
+        testing::child(|| {
+            let other = thread::spawn(thread::park);
+            // SAFETY: takes numbers.
+            unsafe { (libc::close(0), libc::close(1), libc::close(2)) };
+            let at = attempt();
+            let stream = at.observe(|| {
+                println!("to a stream that is closed");
+                // SAFETY: bytes of a static.
+                (0..3).for_each(|fd| _ = unsafe { libc::write(fd, b"x".as_ptr().cast(), 1) });
+                TcpStream::connect(address)
+            });
+            assert!(stream.unwrap().unwrap().as_raw_fd() > 2);
+            other.thread().unpark();
+        })
+        .join();
+        drop(kept);
+    });
 }
 
 /// Something that the program keeps is still there, under its number, when the connect has failed.
@@ -141,6 +247,8 @@ fn a_full_table_is_an_error_and_half_of_what_is_left_is_left_to_others() {
         });
         assert!(observed.unwrap().is_ok());
         assert!((2..=12).contains(&taken.load(SeqCst)), "{taken:?} of 20 were taken");
+        let too_many = unobserved(|| (0..10).map(|_| TcpStream::connect(address)).collect::<io::Result<Vec<_>>>());
+        assert!(!too_many.is_lasting() && too_many.to_string().contains("full"), "{too_many}");
     });
 }
 

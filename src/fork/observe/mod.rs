@@ -14,11 +14,17 @@
 //! step, which is a connect like any other: a pool makes it again if a fork came in between.
 //!
 //! *What the copy must not do.* While it exists, what other threads close stays open in it: the reader of a pipe would wait
-//! for the end of it, a peer for that of a stream. So streams, listeners and pipes of the process are covered in the copy. A signal
-//! handler writes to a pipe that is covered, so no handler runs there: signals are blocked.
+//! for the end of it, a peer for that of a stream. So streams, listeners and pipes of the process are covered in the copy. Not
+//! datagram sockets: a log is often one, and a port that is free a moment later is the smaller harm. Nor files and their locks. A signal
+//! handler writes to a pipe that is covered, so no handler runs there: signals that have one are blocked.
 //!
 //! *What is still open when the closure has failed*, or what it opened is not to be told: something that the program keeps (a log
-//! that was opened when it was first needed). It is put in its place as well, and belongs to no connection.
+//! that was opened when it was first needed). It is put in its place as well, and belongs to no connection. But where threads of the
+//! driver's have the table, too, its streams are theirs, and end there.
+//!
+//! *What must not come in*: a pool's connections belong to the process's table. What another pool would open here another thread would
+//! close there, where the number is a placeholder, or somebody's file by then: so [a pool gives none](is_apart), and a number is looked
+//! at before anything is put over it.
 
 mod alone;
 mod listing;
@@ -49,7 +55,7 @@ enum Why {
     NoTable(io::Error),
     NoList(io::Error),
     TooMany,
-    Elsewhere,
+    TakesNumbers,
     LeftThreads,
     LockedFile,
     NoSocket,
@@ -64,7 +70,7 @@ impl Unobserved {
             Why::NoTable(_)
             | Why::NoList(_)
             | Why::TooMany
-            | Why::Elsewhere
+            | Why::TakesNumbers
             | Why::LeftThreads
             | Why::LockedFile
             | Why::NoSocket => true,
@@ -82,7 +88,7 @@ impl fmt::Display for Unobserved {
             Why::NoTable(_) => f.write_str("a thread cannot have a descriptor table of its own here"),
             Why::NoList(_) => f.write_str("/proc does not list the descriptors of a thread"),
             Why::TooMany => write!(f, "the driver opens more than {} at a time", reserved::MOST - 1),
-            Why::Elsewhere => {
+            Why::TakesNumbers => {
                 f.write_str("the driver closes descriptors that it has not opened, and takes their numbers")
             }
             Why::LeftThreads => f.write_str("the driver leaves threads behind, which share them"),
@@ -107,6 +113,13 @@ thread_local! {
     static IS_OBSERVED: Cell<bool> = const { Cell::new(false) };
 }
 
+/// This thread runs a closure of [`observe`], beside a process with others: what the process has open is covered here, and what is
+/// opened or closed here is not so for the others.
+#[inline]
+pub(crate) fn is_apart() -> bool {
+    IS_OBSERVED.get()
+}
+
 /// How long threads of the driver's that have ended may take to be gone: the kernel wakes who waits for their end before it takes
 /// their table away.
 const GONE_WITHIN: Duration = Duration::from_millis(200);
@@ -127,21 +140,30 @@ struct Brought<R> {
 /// Runs the closure, on a thread of its own if there are others, and tells what it has opened: the sockets and nameless pipes, under
 /// numbers that are the process's by then. Nothing, inside another observation: that one sees it.
 ///
+/// `take_back` withdraws what managers inside the closure have published of a client that is not kept. It is called where their numbers
+/// are their own.
+///
 /// A panic in the closure goes on here. A child that is forked by the closure on a thread of its own has no caller to come back to:
 /// it is aborted when it tries.
 pub(crate) fn observe<T: Send, E: Send>(
     connect: impl FnOnce() -> Result<T, E> + Send,
+    take_back: impl Fn() + Sync,
 ) -> Result<Result<(T, Descriptors), E>, Unobserved> {
-    if IS_OBSERVED.get() {
-        return Ok(connect().map(|client| (client, Descriptors::none())));
+    if is_apart() {
+        let connected = connect().inspect_err(|_| take_back());
+        return Ok(connected.map(|client| (client, Descriptors::none())));
     }
     if sys::is_single_threaded() {
-        return alone::observe(connect);
+        let observed = alone::observe(connect);
+        if !matches!(observed, Ok(Ok(_))) {
+            take_back();
+        }
+        return observed;
     }
     let reserved = Reserved::new().ok_or(Unobserved(Why::NoRoom))?;
     let Brought { outcome, moved } = thread::scope(|scope| {
         let thread = thread::Builder::new().name("forksafe-observe".into());
-        let thread = thread.spawn_scoped(scope, || on_the_thread(&reserved, connect));
+        let thread = thread.spawn_scoped(scope, || on_the_thread(&reserved, connect, &take_back));
         let thread = thread.map_err(|error| Unobserved(Why::NoThread(error)))?;
         thread.join().unwrap_or_else(|panic| resume_unwind(panic))
     })?;
@@ -152,7 +174,7 @@ pub(crate) fn observe<T: Send, E: Send>(
         Err(error) => return Ok(Err(error)),
     };
     // A client whose descriptors are lost closes placeholders.
-    let _: () = placed?;
+    let _: () = placed.inspect_err(|_| take_back())?;
     Ok(Ok((client, own(moved.iter().map(|one| one.fd)))))
 }
 
@@ -169,9 +191,10 @@ fn can_be_registered(fd: RawFd) -> bool {
 fn on_the_thread<T, E>(
     reserved: &Reserved,
     connect: impl FnOnce() -> Result<T, E>,
+    take_back: &impl Fn(),
 ) -> Result<Brought<Result<T, E>>, Unobserved> {
     let here = generation();
-    private::block_signals();
+    private::block_handled_signals();
     let mut private = Private::part_from(reserved)?;
     IS_OBSERVED.set(true);
     let connected = catch_unwind(AssertUnwindSafe(connect));
@@ -181,12 +204,23 @@ fn on_the_thread<T, E>(
         );
         std::process::abort();
     }
-    let outcome = connected.and_then(|connected| catch_unwind(AssertUnwindSafe(|| private.judge(connected))));
+    let outcome = match connected {
+        Ok(connected) => catch_unwind(AssertUnwindSafe(|| private.judge(connected))),
+        Err(panic) => {
+            private.note_who_shares_it();
+            Err(panic)
+        }
+    };
+    if !matches!(outcome, Ok(Ok(Ok(_)))) {
+        take_back();
+    }
     IS_OBSERVED.set(false);
-    let moved = private.send().map_err(|error| Unobserved(Why::Lost(error)));
-    match (outcome, moved) {
-        (outcome, Ok(moved)) => Ok(Brought { outcome, moved }),
-        // It goes with its table.
-        (outcome, Err(why)) => Ok(Brought { outcome: outcome.map(|_| Err(why)), moved: Vec::new() }),
+    match private.send() {
+        Ok(moved) => Ok(Brought { outcome, moved }),
+        Err(why) => {
+            let outcome = outcome.map(|_client| Err(Unobserved(Why::Lost(why))));
+            take_back();
+            Ok(Brought { outcome, moved: Vec::new() })
+        }
     }
 }

@@ -2,12 +2,12 @@
 
 use super::listing::{Listing, no_list};
 use super::reserved::Reserved;
-use super::{GONE_WITHIN, Moved, Unobserved, Why, parcel};
+use super::{GONE_WITHIN, Moved, Unobserved, Why, parcel, reserved};
 use crate::fork::handler::sys::{self, Identity};
 use std::fs;
 use std::io;
 use std::mem;
-use std::os::fd::RawFd;
+use std::os::fd::{IntoRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::ptr;
 use std::thread;
@@ -19,27 +19,55 @@ pub(super) struct Private<'a> {
     before: Listing,
     /// A socket that is in this table only: which threads share it is told by this.
     marker: (RawFd, Identity),
-    /// Threads of the driver's have it, too.
-    is_shared: bool,
+    sharers: Sharers,
+}
+
+/// Who else has the table.
+#[derive(Clone, Copy, PartialEq)]
+enum Sharers {
+    /// Perhaps all of the process: an emulator may say yes to everything.
+    NotKnown,
+    /// Threads that the driver has left behind.
+    Threads,
+    Nobody,
 }
 
 impl<'a> Private<'a> {
     /// Gives the calling thread a table in which exactly the reserved numbers are free, and those above all that are open.
     pub(super) fn part_from(reserved: &'a Reserved) -> Result<Self, Unobserved> {
         part().map_err(|error| Unobserved(Why::NoTable(error)))?;
-        let marker = sys::unconnected_socket().ok_or(Unobserved(Why::NoRoom))?;
+        let marker = sys::unconnected_socket().and_then(reserved::past_the_standard_streams);
+        let marker = marker.ok_or(Unobserved(Why::NoRoom))?;
         let identity = sys::look(marker).ok_or(Unobserved(Why::NoRoom))?.identity;
-        // Until the contrary has been seen: an emulator may say yes to everything.
-        let mut private = Self { reserved, before: Listing::none(), marker: (marker, identity), is_shared: true };
-        if private.is_shared_still()? {
+        let mut private =
+            Self { reserved, before: Listing::none(), marker: (marker, identity), sharers: Sharers::NotKnown };
+        if private.who_shares_it()? != Sharers::Nobody {
             sys::close(marker);
+            private.sharers = Sharers::NotKnown;
             return Err(Unobserved(Why::NoTable(io::ErrorKind::Unsupported.into())));
         }
-        fill_holes(reserved);
+        private.fill_holes();
         private.cover_streams()?;
         reserved.numbers().iter().copied().for_each(sys::close);
         private.before = Listing::now()?;
         Ok(private)
+    }
+
+    /// Another thread may have closed something before this table was copied: what is opened must not get a number that is not kept.
+    fn fill_holes(&self) {
+        let last = *self.reserved.range().end();
+        // A word to a standard stream that is closed is ignored; to such a socket it would be an error.
+        while let Some(filler) = null() {
+            if filler > libc::STDERR_FILENO {
+                sys::close(filler);
+                break;
+            }
+        }
+        while let Some(filler) = sys::duplicate(self.marker.0, 0) {
+            if filler > last {
+                return sys::close(filler);
+            }
+        }
     }
 
     /// Whatever the process has that somebody waits for the end of.
@@ -55,88 +83,123 @@ impl<'a> Private<'a> {
 
     /// Whether the closure's outcome can be kept. A client that cannot is dropped here, where its numbers are its own.
     pub(super) fn judge<T, E>(&mut self, connected: Result<T, E>) -> Result<Result<T, E>, Unobserved> {
-        let why = match (&connected, self.objection()) {
-            (Ok(_), Ok(Some(why))) => Unobserved(why),
-            // The threads of a driver that failed are its own affair.
-            (Err(_), Ok(_)) | (Ok(_), Ok(None)) => return Ok(connected),
-            (_, Err(why)) => why,
-        };
-        drop(connected);
-        if self.is_shared {
-            let _ = self.is_shared_still();
+        match self.objection() {
+            // What a driver that failed has done is its own affair.
+            Err(why) if connected.is_ok() => {
+                drop(connected);
+                if self.sharers == Sharers::Threads {
+                    self.note_who_shares_it();
+                }
+                Err(why)
+            }
+            _ => Ok(connected),
         }
-        Err(why)
     }
 
-    fn objection(&mut self) -> Result<Option<Why>, Unobserved> {
-        if self.is_shared_still()? {
-            return Ok(Some(Why::LeftThreads));
+    /// An error, if it cannot be told what a client has opened, or if that cannot be moved.
+    fn objection(&mut self) -> Result<(), Unobserved> {
+        if self.who_shares_it()? == Sharers::Threads {
+            return Err(Unobserved(Why::LeftThreads));
         }
+        let kept = self.reserved.numbers();
         let opened = self.before.opened_since()?;
-        let are_elsewhere = opened.iter().filter(|fd| !self.reserved.numbers().contains(fd)).count();
+        let of_others = opened.iter().filter(|fd| !kept.contains(fd)).count();
         // With all numbers taken there may have been more, of which some have been closed.
-        if opened.len() - are_elsewhere >= self.reserved.numbers().len() {
-            return Ok(Some(Why::TooMany));
+        if opened.len() - of_others >= kept.len() {
+            let why = if kept.len() < reserved::MOST { Why::NoRoom } else { Why::TooMany };
+            return Err(Unobserved(why));
         }
-        if are_elsewhere > 0 {
-            return Ok(Some(Why::Elsewhere));
+        if of_others > 0 {
+            return Err(Unobserved(Why::TakesNumbers));
         }
         if opened.iter().any(|fd| has_lock_of_its_table(*fd)) {
-            return Ok(Some(Why::LockedFile));
+            return Err(Unobserved(Why::LockedFile));
         }
-        Ok((!opened.iter().any(|fd| super::can_be_registered(*fd))).then_some(Why::NoSocket))
+        match opened.iter().any(|fd| super::can_be_registered(*fd)) {
+            true => Ok(()),
+            false => Err(Unobserved(Why::NoSocket)),
+        }
     }
 
-    /// Whether other threads have this table. Those that are about to be gone are waited for.
-    fn is_shared_still(&mut self) -> Result<bool, Unobserved> {
+    /// Before this is dropped, which closes all if nobody else has it.
+    pub(super) fn note_who_shares_it(&mut self) {
+        // An error: it is not known, and nothing is closed.
+        let _ = self.who_shares_it();
+    }
+
+    /// Threads that are about to be gone are waited for.
+    fn who_shares_it(&mut self) -> Result<Sharers, Unobserved> {
         let until = Instant::now() + GONE_WITHIN;
         let (fd, identity) = self.marker;
-        self.is_shared = true;
-        while is_elsewhere(fd, identity).map_err(no_list)? {
+        self.sharers = Sharers::NotKnown;
+        while another_thread_has(fd, identity).map_err(no_list)? {
             if Instant::now() > until {
-                return Ok(true);
+                self.sharers = Sharers::Threads;
+                return Ok(self.sharers);
             }
             thread::sleep(Duration::from_millis(1));
         }
-        self.is_shared = false;
-        Ok(false)
+        self.sharers = Sharers::Nobody;
+        Ok(self.sharers)
     }
 
-    /// Sends what is open under the reserved numbers, and closes all that this table has, if it is no other thread's: what is
-    /// closed in the process from here on is closed.
-    pub(super) fn send(self) -> io::Result<Vec<Moved>> {
-        let opened = self.reserved.numbers().iter().filter_map(|&fd| {
-            let flags = flags(fd)?;
-            Some(Moved { fd, closes_on_exec: flags & libc::FD_CLOEXEC != 0 })
-        });
-        let opened: Vec<Moved> = opened.collect();
-        opened.iter().try_for_each(|one| parcel::send(self.reserved.sender(), one.fd))?;
-        Ok(opened)
+    /// Sends what is open under the reserved numbers. Where threads of the driver's have it, too, nobody would close its streams in the
+    /// process: they end here.
+    pub(super) fn send(&self) -> io::Result<Vec<Moved>> {
+        let mut moved = Vec::new();
+        for &fd in self.reserved.numbers() {
+            let Some(flags) = flags(fd) else { continue };
+            if self.sharers != Sharers::Nobody && somebody_waits_for_its_end(fd) {
+                sys::shutdown(fd);
+                continue;
+            }
+            parcel::send(self.reserved.sender(), fd)?;
+            moved.push(Moved { fd, closes_on_exec: flags & libc::FD_CLOEXEC != 0 });
+        }
+        Ok(moved)
     }
 }
 
 impl Drop for Private<'_> {
+    /// What is closed in the process from here on is closed.
     fn drop(&mut self) {
-        if !self.is_shared {
+        if self.sharers == Sharers::Nobody {
             close_all_but_the_first_three();
         }
     }
 }
 
-/// So that no handler runs on this thread: it would find other descriptors than it knows. Those that say that this thread itself
-/// has failed are left.
-pub(super) fn block_signals() {
+/// So that no handler runs on this thread: it would find other descriptors than it knows. Signals that have no handler do here what
+/// they do everywhere, and a program that is started from here can be ended by them; so do those that say that this thread itself has
+/// failed.
+pub(super) fn block_handled_signals() {
     const OWN: [libc::c_int; 7] =
         [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS, libc::SIGABRT];
-    // SAFETY: the set is ours, and filled before it is used.
+    let handled = (1..=libc::SIGRTMAX()).filter(|signal| !OWN.contains(signal) && has_handler(*signal));
+    // SAFETY: the set is ours, and emptied before it is used.
     unsafe {
         let mut set = mem::zeroed();
-        libc::sigfillset(&raw mut set);
-        for signal in OWN {
-            libc::sigdelset(&raw mut set, signal);
+        libc::sigemptyset(&raw mut set);
+        for signal in handled {
+            libc::sigaddset(&raw mut set, signal);
         }
         libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut());
     }
+}
+
+/// Not those that libc keeps for itself: it does not show them.
+fn has_handler(signal: libc::c_int) -> bool {
+    // SAFETY: all zeros is an action, and it is ours; none is set.
+    unsafe {
+        let mut action: libc::sigaction = mem::zeroed();
+        let is_shown = libc::sigaction(signal, ptr::null(), &raw mut action) == 0;
+        is_shown && ![libc::SIG_DFL, libc::SIG_IGN].contains(&action.sa_sigaction)
+    }
+}
+
+fn null() -> Option<RawFd> {
+    let null = fs::File::options().read(true).write(true).open("/dev/null");
+    null.ok().map(IntoRawFd::into_raw_fd)
 }
 
 /// Containers forbid the one, and old kernels do not know the other.
@@ -149,16 +212,6 @@ fn part() -> io::Result<()> {
     if has_parted { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Another thread may have closed something before this table was copied: what is opened must not get a number that is not kept.
-fn fill_holes(reserved: &Reserved) {
-    let last = *reserved.range().end();
-    while let Some(filler) = sys::duplicate(reserved.sender(), 0) {
-        if filler > last {
-            return sys::close(filler);
-        }
-    }
-}
-
 /// Of a number that is open.
 fn flags(fd: RawFd) -> Option<libc::c_int> {
     // SAFETY: takes numbers and no memory.
@@ -167,7 +220,7 @@ fn flags(fd: RawFd) -> Option<libc::c_int> {
 }
 
 /// Whether another thread of this process has this very thing under this number.
-fn is_elsewhere(fd: RawFd, identity: Identity) -> io::Result<bool> {
+fn another_thread_has(fd: RawFd, identity: Identity) -> io::Result<bool> {
     // SAFETY: takes nothing and cannot fail.
     let here = unsafe { libc::syscall(libc::SYS_gettid) }.to_string();
     for task in fs::read_dir("/proc/self/task")? {
@@ -175,10 +228,12 @@ fn is_elsewhere(fd: RawFd, identity: Identity) -> io::Result<bool> {
         if task.file_name().to_str() == Some(here.as_str()) {
             continue;
         }
-        // An error: it is not open there, or the thread has gone.
-        let there = fs::metadata(task.path().join(format!("fd/{fd}")));
-        if there.is_ok_and(|there| (there.dev(), there.ino()) == (identity.device, identity.inode)) {
-            return Ok(true);
+        match fs::metadata(task.path().join(format!("fd/{fd}"))) {
+            Ok(there) if (there.dev(), there.ino()) == (identity.device, identity.inode) => return Ok(true),
+            Ok(_) => {}
+            // It is not open there, or the thread has gone.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(false)

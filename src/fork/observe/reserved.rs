@@ -27,7 +27,11 @@ pub(super) struct Reserved {
 impl Reserved {
     /// `None`: there is no room. At most half of what is left is taken, for the other threads want to go on.
     pub(super) fn new() -> Option<Self> {
-        let [receiver, sender] = sys::socket_pair()?;
+        let ends = sys::socket_pair()?.map(past_the_standard_streams);
+        let [Some(receiver), Some(sender)] = ends else {
+            ends.into_iter().flatten().for_each(sys::close);
+            return None;
+        };
         let mut reserved =
             Self { numbers: Vec::new(), identity: sys::look(receiver)?.identity, receiver, sender, registration: None };
         while reserved.numbers.len() < 2 * MOST
@@ -64,14 +68,18 @@ impl Reserved {
     ///
     /// # Errors
     ///
-    /// There is no room for the one that is being moved, or a limit has been lowered below its number. What is not in its place has
-    /// a placeholder there.
+    /// There is no room for the one that is being moved, or a limit has been lowered below its number, or its number is another's by
+    /// now: what the closure opened was closed by another thread meanwhile, which closed the placeholder. What is not in its place
+    /// has a placeholder there, or what another thread has opened.
     pub(super) fn place(&self, moved: &[Moved]) -> io::Result<()> {
         // Each needs a second number for a moment.
         self.give_back(|number| moved.iter().all(|one| one.fd != number));
         for Moved { fd, closes_on_exec } in moved {
             let received = parcel::receive(self.receiver)?;
-            let is_there = parcel::put_over(received, *fd, *closes_on_exec);
+            let is_there = match sys::is(*fd, self.identity) {
+                true => parcel::put_over(received, *fd, *closes_on_exec),
+                false => Err(io::Error::other("another thread has closed a number that was kept for it")),
+            };
             sys::close(received);
             is_there?;
         }
@@ -83,6 +91,16 @@ impl Reserved {
         let placeholders = self.numbers.iter().filter(|number| sys::is(**number, self.identity));
         placeholders.copied().filter(|number| which(*number)).for_each(sys::close);
     }
+}
+
+/// Where those are closed, what is said to them must not go to a socket that is used here.
+pub(super) fn past_the_standard_streams(fd: RawFd) -> Option<RawFd> {
+    if fd >= FIRST {
+        return Some(fd);
+    }
+    let moved = sys::duplicate(fd, FIRST);
+    sys::close(fd);
+    moved
 }
 
 impl Drop for Reserved {
