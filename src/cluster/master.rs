@@ -8,6 +8,7 @@ use super::listeners::Listener;
 use super::settings::{Builder, MOST_WORKERS};
 use super::worker::{Shutdown, Worker};
 use super::{Error, say};
+use crate::Deadline;
 use crate::fork::make::make_child;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -32,6 +33,9 @@ const ROUND: Duration = Duration::from_millis(250);
 
 /// A round that took so much longer is one in which the master did not run.
 const SLEPT: u64 = 2_000;
+
+/// A thread that has been joined is listed no longer than this.
+const GONE_WITHIN: Duration = Duration::from_millis(200);
 
 /// A worker that lived shorter than this is not followed at once.
 const SHORT_LIFE: u64 = 1_000;
@@ -348,8 +352,11 @@ impl Master {
         let mut others = other_threads();
         if self.settings.strict && !others.is_empty() {
             // One that was joined a moment ago may still be listed.
-            thread::sleep(Duration::from_millis(50));
-            others = other_threads();
+            let until = Deadline::after(GONE_WITHIN);
+            while !others.is_empty() && !until.is_over() {
+                thread::sleep(Duration::from_millis(1));
+                others = other_threads();
+            }
             if !others.is_empty() && !self.workers.iter().any(|worker| worker.has_served) {
                 return Err(Error::Threads(others.join(", ")));
             }

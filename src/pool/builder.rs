@@ -250,7 +250,8 @@ impl<M: ManageConnection> Builder<M> {
 
     /// How many callers may wait for a connection. When so many do, a further one that finds none is turned away at once
     /// ([`Error::is_queue_full`]): under an overload that lasts it is better to fail some requests early than all of them late.
-    /// `Some(0)`: nobody waits. Default `None`: any number may.
+    /// `Some(0)`: nobody waits. Who has tried the server already and was told that it is full, or has waited before, is not turned away.
+    /// Default `None`: any number may.
     #[must_use]
     pub fn max_waiting(mut self, callers: Option<u32>) -> Self {
         self.config.max_waiting = callers;
@@ -313,7 +314,7 @@ impl<M: ManageConnection> Builder<M> {
     /// Asked about each connection that is about to be lent, after its test. It has what is left of the caller's time. An error
     /// closes the connection, and another is opened in its place; of a new one it ends the `get`, as its
     /// [source](std::error::Error::source).
-    /// The pool is some tens of nanoseconds slower with it. Default: nothing is asked.
+    /// A loan costs some 200 nanoseconds more with it. Default: nothing is asked.
     #[must_use]
     pub fn before_acquire(
         mut self,
@@ -324,8 +325,8 @@ impl<M: ManageConnection> Builder<M> {
     }
 
     /// Asked about each connection that comes back in order, after its manager has [reset](ManageConnection::reset) it. It has
-    /// [`connection_timeout`](Self::connection_timeout), and its holder waits for it. An error closes the connection. The pool is
-    /// some tens of nanoseconds slower with it. Default: nothing is asked.
+    /// [`connection_timeout`](Self::connection_timeout), and its holder waits for it. An error closes the connection. A loan costs
+    /// some 200 nanoseconds more with it. Default: nothing is asked.
     #[must_use]
     pub fn after_release(
         mut self,
@@ -360,7 +361,7 @@ impl<M: ManageConnection> Builder<M> {
         self
     }
 
-    /// As in r2d2: who is told what happens. The pool is some tens of nanoseconds slower with it. Default: nobody.
+    /// As in r2d2: who is told what happens. A loan costs some 200 nanoseconds more with it. Default: nobody.
     #[must_use]
     pub fn event_handler(mut self, handler: Box<dyn HandleEvent>) -> Self {
         self.hooks.events = Some(handler);

@@ -16,6 +16,25 @@ use std::time::Duration;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Metadata, Subscriber, span};
 
+/// Is told of each event of ours.
+struct Hears<F>(F);
+
+impl<F: Fn(&Event<'_>) + Send + Sync + 'static> Subscriber for Hears<F> {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "forksafe"
+    }
+    fn event(&self, event: &Event<'_>) {
+        self.0(event);
+    }
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
 /// One line for each event, without times and places.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<String>>>);
@@ -33,22 +52,12 @@ impl Visit for Fields {
     }
 }
 
-impl Subscriber for Lines {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == "forksafe"
-    }
-    fn event(&self, event: &Event<'_>) {
+impl Lines {
+    fn note(&self, event: &Event<'_>) {
         let mut fields = Fields(event.metadata().level().to_string());
         event.record(&mut fields);
         self.0.lock().unwrap().push(fields.0);
     }
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-    fn enter(&self, _: &span::Id) {}
-    fn exit(&self, _: &span::Id) {}
 }
 
 #[test]
@@ -56,7 +65,8 @@ fn a_subscriber_hears_of_all_that_is_out_of_the_ordinary() {
     clean_process(|| {
         let lines = Lines::default();
         let heard = || std::mem::take(&mut *lines.0.lock().unwrap());
-        tracing::subscriber::set_global_default(lines.clone()).unwrap();
+        let notes = lines.clone();
+        tracing::subscriber::set_global_default(Hears(move |event: &Event<'_>| notes.note(event))).unwrap();
         let mut witness = Some(Witness::start());
         let pool = Pool::builder()
             .name("web")
@@ -209,21 +219,6 @@ fn a_child_tells_nobody_before_its_hooks_are_through() {
         TOO_SOON.fetch_add(u32::from(IN_HOOK.load(SeqCst)), SeqCst);
     }
     struct Ears;
-    impl Subscriber for Ears {
-        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-            metadata.target() == "forksafe"
-        }
-        fn event(&self, _: &Event<'_>) {
-            hear();
-        }
-        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-            span::Id::from_u64(1)
-        }
-        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-        fn enter(&self, _: &span::Id) {}
-        fn exit(&self, _: &span::Id) {}
-    }
     impl Recorder for Ears {
         fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
         fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
@@ -242,7 +237,7 @@ fn a_child_tells_nobody_before_its_hooks_are_through() {
         }
     }
     clean_process(|| {
-        tracing::subscriber::set_global_default(Ears).unwrap();
+        tracing::subscriber::set_global_default(Hears(|_: &Event<'_>| hear())).unwrap();
         metrics::set_global_recorder(Ears).unwrap();
         let witness = Witness::start();
         let pool = kit::tested().build(witness.manager()).unwrap();
