@@ -50,6 +50,7 @@ fn serve(worker: &Worker) -> io::Result<()> {
                 },
                 "slow" => thread::sleep(Duration::from_millis(300)),
                 "very slow" => thread::sleep(Duration::from_secs(2)),
+                "six seconds" => thread::sleep(Duration::from_secs(6)),
                 "panic" => std::panic::resume_unwind(Box::new("on purpose")),
                 _ => {}
             }
@@ -372,7 +373,8 @@ fn a_restart_whose_first_worker_does_not_serve_is_given_up() {
         let master = start(&folder, 2, |settings| {
             settings.on_worker_boot(move |_| {
                 if is_broken.exists() {
-                    fs::write(&was_tried, "").unwrap();
+                    let file = fs::OpenOptions::new().create(true).append(true).open(&was_tried);
+                    file.unwrap().write_all(b"x").unwrap();
                     return Err("broken");
                 }
                 Ok(())
@@ -383,7 +385,10 @@ fn a_restart_whose_first_worker_does_not_serve_is_given_up() {
         under_load(&folder.socket(), || {
             kill(master.pid(), libc::SIGUSR1);
             wait_until("it was tried", || tried.exists());
+            // Ten times as long as it would wait before it tries again.
+            thread::sleep(Duration::from_secs(1));
         });
+        assert_eq!(fs::read(&tried).unwrap(), b"x", "once");
         fs::remove_file(&broken).unwrap();
         assert_eq!(workers(&folder.socket(), 2), before, "the old ones stay");
         // And the next one goes through.
@@ -413,7 +418,8 @@ fn workers_leave_when_the_master_is_killed_and_answer_first() {
     });
 }
 
-/// Nor does one whose machine was asleep, in the middle of a request.
+/// Nor does one whose machine was asleep, in the middle of a request: less than its time is left to that after the stop, and
+/// more than that was over when it came.
 #[test]
 fn a_master_that_was_stopped_kills_nobody() {
     clean_process(|| {
@@ -423,7 +429,7 @@ fn a_master_that_was_stopped_kills_nobody() {
         });
         let before = ask(&folder.socket());
         let socket = folder.socket();
-        let slow = thread::spawn(move || call(&socket, "very slow").map(|(pid, _)| pid));
+        let slow = thread::spawn(move || call(&socket, "six seconds").map(|(pid, _)| pid));
         wait_until("it has been accepted", || queue_is_empty(&folder.socket()));
         kill(master.pid(), libc::SIGSTOP);
         kill(before.0, libc::SIGSTOP);
