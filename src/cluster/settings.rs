@@ -60,7 +60,7 @@ impl Default for Builder {
 impl Builder {
     /// As the environment says, as far as it says anything: `WEB_CONCURRENCY` (workers: a number, or `auto` for as many as the process
     /// may use cores, at least one), `RAILS_MAX_THREADS`, `MAX_THREADS` or `PUMA_MAX_THREADS` (threads of each), and `PORT` (on all
-    /// addresses of the machine).
+    /// addresses of the machine; without it nothing is listened on but what you say).
     ///
     /// # Errors
     ///
