@@ -118,15 +118,11 @@ impl Listener {
 
     /// The next client, if one is there.
     pub(super) fn accept(&self) -> io::Result<Stream> {
-        let stream = match self {
+        // On Linux it does not inherit that the listener does not block.
+        Ok(match self {
             Self::Tcp(listener) => Stream::Tcp(listener.accept()?.0),
             Self::Unix(listener) => Stream::Unix(listener.accept()?.0),
-        };
-        match &stream {
-            Stream::Tcp(stream) => stream.set_nonblocking(false)?,
-            Stream::Unix(stream) => stream.set_nonblocking(false)?,
-        }
-        Ok(stream)
+        })
     }
 }
 

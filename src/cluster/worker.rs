@@ -95,7 +95,13 @@ impl Worker {
     ///
     /// When one of them does, or cannot be started, after the others have returned.
     pub fn run_threads(&self, body: impl Fn(&WorkerThread<'_>) + Sync) {
-        let team = Team { worker: self, body: &body, started: AtomicUsize::new(0), idle: AtomicUsize::new(0) };
+        let team = Team {
+            worker: self,
+            body: &body,
+            started: AtomicUsize::new(0),
+            idle: AtomicUsize::new(0),
+            turn: Mutex::new(()),
+        };
         thread::scope(|scope| {
             for _ in 0..self.min_threads {
                 team.start(scope);
@@ -111,6 +117,8 @@ struct Team<'a> {
     started: AtomicUsize,
     /// So many wait for a client.
     idle: AtomicUsize,
+    /// Whose turn it is to wait for clients.
+    turn: Mutex<()>,
 }
 
 impl Team<'_> {
@@ -126,7 +134,8 @@ impl Team<'_> {
                 }
             };
             let heartbeat = self.worker.heartbeat(number);
-            let thread = WorkerThread { worker: self.worker, heartbeat, idle: &self.idle, is_busy: &is_busy };
+            let thread =
+                WorkerThread { worker: self.worker, heartbeat, idle: &self.idle, turn: &self.turn, is_busy: &is_busy };
             thread.heartbeat.is_here();
             let _leaves = Leaves(&thread);
             (self.body)(&thread);
@@ -192,6 +201,8 @@ pub struct WorkerThread<'a> {
     worker: &'a Worker,
     heartbeat: Heartbeat,
     idle: &'a AtomicUsize,
+    /// Whoever has it waits for clients.
+    turn: &'a Mutex<()>,
     /// It is not idle any more.
     is_busy: &'a (dyn Fn() + Sync),
 }
@@ -231,6 +242,8 @@ impl WorkerThread<'_> {
     fn next_client(&self) -> Option<Stream> {
         let Worker { board, shutdown, timeout, drains_for, .. } = self.worker;
         let listeners = self.worker.listeners();
+        // One of a worker's threads waits, and the next when that one has a client: each client would wake all that are idle.
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let is_ending = shutdown.is_requested();
             if is_ending && !(board.get(Of::ClusterEnds) != 0 && shutdown.requested_for() < *drains_for) {

@@ -154,6 +154,17 @@ impl Running {
         children.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect()
     }
 
+    /// The time that master and workers have had on the processors.
+    pub(crate) fn processor_time(&self) -> Duration {
+        let of = |pid: u32| -> u64 {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+            fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum()
+        };
+        // A hundred ticks a second, on all of Linux.
+        Duration::from_millis(10 * self.workers().into_iter().chain([self.master()]).map(of).sum::<u64>())
+    }
+
     /// Replaces all workers. How long it took.
     pub(crate) fn restart(&self) -> Duration {
         let (before, start) = (self.workers(), Instant::now());

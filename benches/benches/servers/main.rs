@@ -18,6 +18,9 @@ use wrk::{Load, Outcome};
 const KEEPS: Load = Load { what: "keep-alive, 10 clients", clients: 10, closes: false };
 const CLOSES: Load = Load { what: "a connection for each request, 50 clients", clients: 50, closes: true };
 
+/// Medians of so many.
+const ROUNDS: usize = 5;
+
 /// Two hundred megabytes.
 const TABLE: usize = 2_000_000;
 
@@ -61,33 +64,35 @@ fn rehearse(settings: &Settings) {
 }
 
 fn measure(settings: &Settings) {
-    let rounds = 5;
     let seconds = Duration::from_secs;
-    println!("| | load | requests/s | p50 | p99 | failed |\n| --- | --- | ---: | ---: | ---: | ---: |");
+    println!("| | load | requests/s | processor time of the server for each | p50 | p99 | failed |");
+    println!("| --- | --- | ---: | ---: | ---: | ---: | ---: |");
     for load in [KEEPS, CLOSES] {
-        let outcomes = in_turns(rounds, |contender| {
+        let outcomes = in_turns(ROUNDS, |contender| {
             let running = Running::start(contender, settings, true);
             wrk::outcome(wrk::start(&running.url(), load, seconds(1)));
-            wrk::outcome(wrk::start(&running.url(), load, seconds(4)))
+            let before = running.processor_time();
+            let outcome = wrk::outcome(wrk::start(&running.url(), load, seconds(4)));
+            (outcome, (running.processor_time() - before).as_secs_f64() * 1e6 / outcome.requests)
         });
         report(load.what, &outcomes);
     }
     for (load, what) in
         [(KEEPS, "keep-alive, during a phased restart"), (CLOSES, "a connection each, during a phased restart")]
     {
-        let outcomes = in_turns(rounds, |contender| {
+        let outcomes = in_turns(ROUNDS, |contender| {
             let running = Running::start(contender, settings, false);
             wrk::outcome(wrk::start(&running.url(), load, seconds(1)));
             let wrk = wrk::start(&running.url(), load, seconds(6));
             thread::sleep(seconds(1));
             running.restart();
-            wrk::outcome(wrk)
+            (wrk::outcome(wrk), f64::NAN) // Some of those who had it are gone.
         });
         report(what, &outcomes);
     }
 
     println!("\n| | from 0 to 50 workers | one worker more, beside a table of 200 MB |\n| --- | ---: | ---: |");
-    let boots = in_turns(rounds, |contender| {
+    let boots = in_turns(ROUNDS, |contender| {
         let settings = Settings { workers: 50, ..settings.clone() };
         Running::start(contender, &settings, true).boot.as_secs_f64()
     });
@@ -122,12 +127,15 @@ fn in_turns<T>(rounds: usize, mut measure: impl FnMut(Contender) -> T) -> Vec<(C
     all
 }
 
-fn report(what: &str, all: &[(Contender, Vec<Outcome>)]) {
+/// Outcomes, and microseconds of a processor for each request.
+fn report(what: &str, all: &[(Contender, Vec<(Outcome, f64)>)]) {
     for (contender, outcomes) in all {
-        let of = |figure: fn(&Outcome) -> f64| median(outcomes, figure);
-        let failed: u64 = outcomes.iter().map(|outcome| outcome.failed).sum();
+        let of = |figure: fn(&Outcome) -> f64| median(outcomes, |(outcome, _)| figure(outcome));
+        let failed: u64 = outcomes.iter().map(|(outcome, _)| outcome.failed).sum();
         let (rate, p50, p99) = (of(|it| it.rate), of(|it| it.p50), of(|it| it.p99));
-        println!("| {} | {what} | {rate:.0} | {p50:.2} ms | {p99:.1} ms | {failed} |", contender.name());
+        let work = median(outcomes, |(_, work)| *work);
+        let work = if work.is_nan() { String::new() } else { format!("{work:.1} µs") };
+        println!("| {} | {what} | {rate:.0} | {work} | {p50:.2} ms | {p99:.1} ms | {failed} |", contender.name());
     }
 }
 

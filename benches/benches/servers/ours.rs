@@ -64,10 +64,6 @@ impl App {
 /// Answers one client's requests, one after the other.
 fn talk(thread: &WorkerThread<'_>, mut client: Stream, app: &App) -> io::Result<()> {
     client.set_write_timeout(Some(KEEP_ALIVE))?;
-    client.set_read_timeout(Some(KEEP_ALIVE))?;
-    if let Stream::Tcp(client) = &client {
-        client.set_nodelay(true)?;
-    }
     let mut received = Vec::with_capacity(LONGEST);
     loop {
         let Some(request) = next_request(thread, &mut client, &mut received)? else { return Ok(()) };

@@ -15,6 +15,7 @@ pub(crate) struct Load {
 /// What came of it.
 #[derive(Clone, Copy)]
 pub(crate) struct Outcome {
+    pub(crate) requests: f64,
     pub(crate) rate: f64,
     /// In milliseconds.
     pub(crate) p50: f64,
@@ -41,6 +42,7 @@ pub(crate) fn outcome(wrk: Child) -> Outcome {
     let numbers: Vec<f64> = line.split(' ').map(|number| number.parse().expect("a number")).collect();
     let [seconds, requests, p50, p99, ref failed @ ..] = numbers[..] else { panic!("wrk: {line}") };
     Outcome {
+        requests,
         rate: requests / seconds,
         p50: p50 / 1000.0,
         p99: p99 / 1000.0,
