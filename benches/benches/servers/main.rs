@@ -45,7 +45,14 @@ fn main() {
     if is_rehearsal() {
         rehearse(&settings);
     } else {
-        measure(&settings);
+        let wanted =
+            |what| env::args().any(|argument| argument == what) || !env::args().any(|it| it.starts_with("only-"));
+        if wanted("only-loads") {
+            measure_loads(&settings);
+        }
+        if wanted("only-costs") {
+            measure_costs(&settings);
+        }
     }
     let _ = fs::remove_dir_all(folder);
 }
@@ -63,7 +70,8 @@ fn rehearse(settings: &Settings) {
     }
 }
 
-fn measure(settings: &Settings) {
+/// How much they do, and how fast.
+fn measure_loads(settings: &Settings) {
     let seconds = Duration::from_secs;
     println!("| | load | requests/s | processor time of the server for each | p50 | p99 | failed |");
     println!("| --- | --- | ---: | ---: | ---: | ---: | ---: |");
@@ -90,7 +98,10 @@ fn measure(settings: &Settings) {
         });
         report(what, &outcomes);
     }
+}
 
+/// What workers take until they serve, and what they hold.
+fn measure_costs(settings: &Settings) {
     println!("\n| | from 0 to 50 workers | one worker more, beside a table of 200 MB |\n| --- | ---: | ---: |");
     let boots = in_turns(ROUNDS, |contender| {
         let settings = Settings { workers: 50, ..settings.clone() };
