@@ -252,7 +252,7 @@ impl Master {
             }
             Command::Scale(workers) => {
                 self.scale(workers)?;
-                Ok((format!("{workers} workers from now on"), Wait::Scale(workers)))
+                Ok((format!("{} from now on", counted(workers)), Wait::Scale(workers)))
             }
         }
     }
@@ -262,7 +262,7 @@ impl Master {
             Wait::Stop => None,
             _ if self.is_ending => Some(Err("the cluster ends".into())),
             Wait::Restart(phase) => self.crew.outcome(phase).map(|outcome| match outcome {
-                Ok(()) => Ok(format!("restart {phase} is through: {} workers serve", self.crew.serving())),
+                Ok(()) => Ok(format!("restart {phase} is through: serving with {}", counted(self.crew.serving()))),
                 Err(()) => Err(format!("restart {phase} was given up: a replacement did not come to serve")),
             }),
             Wait::Scale(workers) if self.crew.wanted != workers => {
@@ -270,7 +270,7 @@ impl Master {
             }
             Wait::Scale(workers) => {
                 let are_there = self.crew.serving() == workers && self.crew.members.len() == workers;
-                are_there.then(|| Ok(format!("{workers} workers serve")))
+                are_there.then(|| Ok(format!("serving with {}", counted(workers))))
             }
         }
     }
@@ -601,6 +601,10 @@ fn proportional_memory(pid: Pid) -> Option<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+fn counted(workers: usize) -> String {
+    format!("{workers} {}", if workers == 1 { "worker" } else { "workers" })
 }
 
 /// A number up to this one.
