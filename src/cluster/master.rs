@@ -280,8 +280,9 @@ impl Master {
         match workers {
             0 => Err("a cluster has one worker at least".into()),
             _ if workers > most && workers > self.crew.wanted => {
-                let why = self.settings.room.as_ref().map_or("", |room| &room.says);
-                Err(format!("no more than {most} workers: {workers} are not to be had\n{why}").trim_end().into())
+                let why = self.settings.room.as_ref().filter(|room| room.most_workers <= MOST_WORKERS);
+                let why = why.map_or("it is the most that there can be", |room| &room.why);
+                Err(format!("no more than {} have room: {why}", counted(most)))
             }
             _ => {
                 self.crew.wanted = workers;
@@ -291,11 +292,11 @@ impl Master {
     }
 
     fn look_at_the_room(&self) -> Result<(), Error> {
-        let Some(Room { most_workers, says, refuses }) = &self.settings.room else { return Ok(()) };
-        says.lines().for_each(say);
+        let Some(Room { most_workers, report, refuses, .. }) = &self.settings.room else { return Ok(()) };
+        report.lines().for_each(say);
         if *refuses && self.crew.wanted > *most_workers {
-            let wanted = self.crew.wanted;
-            return Err(Error::Setting(format!("{wanted} workers where {most_workers} fit\n{says}")));
+            let (wanted, fit) = (counted(self.crew.wanted), if *most_workers == 1 { "fits" } else { "fit" });
+            return Err(Error::Setting(format!("{wanted} where {most_workers} {fit}\n{report}")));
         }
         Ok(())
     }

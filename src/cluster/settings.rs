@@ -17,11 +17,12 @@ const MOST_THREADS: usize = 1024;
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
-/// For how many workers there is room, and who says so.
+/// For how many workers there is room, and why for no more.
 #[derive(Debug)]
 pub(super) struct Room {
     pub(super) most_workers: usize,
-    pub(super) says: String,
+    pub(super) why: String,
+    pub(super) report: String,
     pub(super) refuses: bool,
 }
 
