@@ -31,6 +31,8 @@ pub(crate) mod hooks;
 pub(crate) mod impatient;
 #[cfg(feature = "cluster")]
 pub(crate) mod make;
+#[cfg(feature = "net")]
+pub mod net;
 mod observe;
 pub(crate) mod peek;
 mod per_process;
@@ -57,6 +59,8 @@ use handler::sys;
 #[cfg(feature = "testing")]
 pub(crate) use handler::{control, is_fallback};
 pub use hooks::{enter, on_child};
+#[cfg(feature = "net")]
+pub use net::{inherited, keep};
 pub use observe::Unobserved;
 pub(crate) use observe::{is_apart, observe};
 pub use per_process::PerProcess;
