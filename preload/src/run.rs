@@ -54,7 +54,8 @@ fn run(mut arguments: Vec<OsString>) -> Result<ExitCode, Box<dyn Error>> {
     let (report, deny) = (options.contains("--report"), options.contains("--deny"));
     let mut variables: Vec<(&str, OsString)> = Vec::new();
     for (option, variable) in SETTINGS {
-        let value = options.opt_value_from_os_str(option, |value| Ok::<_, std::convert::Infallible>(value.to_owned()))?;
+        let value =
+            options.opt_value_from_os_str(option, |value| Ok::<_, std::convert::Infallible>(value.to_owned()))?;
         variables.extend(value.map(|value| (variable, value)));
     }
     if let Some(unknown) = options.finish().first() {
@@ -112,7 +113,10 @@ fn library() -> Result<PathBuf, Box<dyn Error>> {
 fn before(library: PathBuf, others: Option<OsString>) -> io::Result<OsString> {
     let mut list = library.into_os_string();
     if list.as_encoded_bytes().iter().any(|byte| matches!(byte, b':' | b' ')) {
-        return Err(io::Error::other(format!("the loader cannot load {}: its path has a colon or a space", list.display())));
+        return Err(io::Error::other(format!(
+            "the loader cannot load {}: its path has a colon or a space",
+            list.display()
+        )));
     }
     if let Some(others) = others.filter(|others| others != OsStr::new("")) {
         list.push(":");

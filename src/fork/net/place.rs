@@ -50,7 +50,9 @@ impl From<IpAddr> for Place {
 
 /// The text names no peer.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("neither an address (10.0.0.5:6379, [::1]:6379, 10.0.0.5), nor a port (*:6379), nor a path (unix:/run/redis/*)")]
+#[error(
+    "neither an address (10.0.0.5:6379, [::1]:6379, 10.0.0.5), nor a port (*:6379), nor a path (unix:/run/redis/*)"
+)]
 #[non_exhaustive]
 pub struct NoPlace;
 

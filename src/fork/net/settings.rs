@@ -119,7 +119,10 @@ mod tests {
         for setting in wrong {
             let error = of(&[setting]).unwrap_err();
             assert!(error.is_wrong_setting() && error.to_string().starts_with(setting.0), "{error}");
-            assert!(of(&[setting, (NET, "off")]).is_err() || setting.0 == NET, "{setting:?} is wrong with the net off, too");
+            assert!(
+                of(&[setting, (NET, "off")]).is_err() || setting.0 == NET,
+                "{setting:?} is wrong with the net off, too"
+            );
         }
         assert_eq!(
             of(&[(NET, "tcp,sctp")]).unwrap_err().to_string(),

@@ -102,9 +102,8 @@ pub(super) fn kind(fd: RawFd) -> Option<libc::c_int> {
     let mut kind: libc::c_int = 0;
     let mut size = mem::size_of_val(&kind) as libc::socklen_t;
     // SAFETY: `kind` is ours and `size` says how large; a wrong number is an error.
-    let failed = unsafe {
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut size) != 0
-    };
+    let failed =
+        unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut size) != 0 };
     (!failed).then_some(kind)
 }
 

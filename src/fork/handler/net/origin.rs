@@ -11,8 +11,9 @@
 //! If something is under way, its bytes are known, too: what is written and not acknowledged, less what is not sent. That takes a second
 //! call, and the connection may be in use by the parent meanwhile; so the counts have to be the same before and after.
 //!
-//! Where that gives neither 0 nor 1 (kernels before 4.19, emulators, a connection that is just being closed, or in use each time)
-//! its local port decides: if this process has a listening socket of that port, it was accepted.
+//! The end of the stream counts as a byte everywhere but in `bytes_sent`.
+//!
+//! Where that gives neither 0 nor 1 (kernels before 4.19, emulators, a connection that is in use each time) its local port decides: if this process has a listening socket of that port, it was accepted.
 
 use super::calls::{self, Socket, TcpInfo};
 use super::numbers;
@@ -28,10 +29,13 @@ pub(super) enum Accepted {
 
 const ESTABLISHED: u8 = 1;
 const SYN_SENT: u8 = 2;
+const FIN_WAIT_1: u8 = 4;
 const FIN_WAIT_2: u8 = 5;
 const CLOSE: u8 = 7;
 const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
 const LISTEN: u8 = 10;
+const CLOSING: u8 = 11;
 
 /// A parent that uses the connection while we look is looked at again, so often.
 const TRIES: usize = 4;
@@ -44,7 +48,7 @@ pub(super) fn of(fd: RawFd, info: &TcpInfo) -> Accepted {
         LISTEN => Accepted::Yes,
         CLOSE if calls::local_port(fd) == Some(0) => Accepted::No,
         CLOSE => Accepted::Yes,
-        ESTABLISHED | CLOSE_WAIT | FIN_WAIT_2 => reckon(fd, *info),
+        ESTABLISHED | CLOSE_WAIT | FIN_WAIT_1 | FIN_WAIT_2 | LAST_ACK | CLOSING => reckon(fd, *info),
         _ => Accepted::Unknown,
     }
 }
@@ -74,10 +78,12 @@ fn counts(info: &TcpInfo) -> (u8, u64, u32, u64, u64) {
 }
 
 fn by_counts(info: &TcpInfo, under_way: u64) -> Accepted {
-    let sent = info.bytes_sent.wrapping_sub(info.bytes_retrans);
-    // The end of the stream is counted as a byte when it has been acknowledged.
-    let end = u64::from(info.state == FIN_WAIT_2);
-    match info.bytes_acked.wrapping_sub(sent.wrapping_sub(under_way)).wrapping_sub(end) {
+    let end_is_under_way =
+        matches!(info.state, FIN_WAIT_1 | LAST_ACK | CLOSING) && under_way > 0 && info.notsent_bytes == 0;
+    let end_is_acknowledged = info.state == FIN_WAIT_2;
+    let data_under_way = under_way.wrapping_sub(end_is_under_way.into());
+    let data_acked = info.bytes_sent.wrapping_sub(info.bytes_retrans).wrapping_sub(data_under_way);
+    match info.bytes_acked.wrapping_sub(data_acked).wrapping_sub(end_is_acknowledged.into()) {
         0 => Accepted::Yes,
         1 => Accepted::No,
         _ => Accepted::Unknown,

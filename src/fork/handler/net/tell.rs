@@ -89,7 +89,9 @@ impl Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let room = self.bytes.len() - 1;
         for &byte in text.as_bytes() {
-            let Some(to) = self.bytes.get_mut(self.length).filter(|_| self.length < room) else { return Err(fmt::Error) };
+            let Some(to) = self.bytes.get_mut(self.length).filter(|_| self.length < room) else {
+                return Err(fmt::Error);
+            };
             *to = byte;
             self.length += 1;
         }
