@@ -3,16 +3,27 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::LazyLock;
 
-const RUN: &str = env!("CARGO_BIN_EXE_forksafe-run");
+/// The program beside the library, as they are installed. Cargo leaves them in different folders.
+static RUN: LazyLock<PathBuf> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("installed");
+    fs::create_dir_all(&folder).unwrap();
+    let (run, built) = (folder.join("forksafe-run"), std::env::current_exe().unwrap());
+    fs::copy(env!("CARGO_BIN_EXE_forksafe-run"), &run).unwrap();
+    fs::copy(built.with_file_name(LIBRARY), folder.join(LIBRARY)).unwrap();
+    run
+});
+
+const LIBRARY: &str = "libforksafe_preload.so";
 
 fn library() -> PathBuf {
-    Path::new(RUN).with_file_name("libforksafe_preload.so")
+    RUN.with_file_name(LIBRARY)
 }
 
 /// Runs a script under `forksafe-run` with these options.
 fn python(options: &[&str], script: &str) -> Output {
-    let mut command = Command::new(RUN);
+    let mut command = Command::new(&*RUN);
     command.args(options).args(["python3", "-c"]).arg(format!("{PRELUDE}{script}"));
     command.output().expect("python3, which is Debian's package python3")
 }
@@ -93,7 +104,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool: assert pool.map(abs, [
 print(subprocess.run([sys.executable, "-c", os.environ["AGAIN"]], stdout=subprocess.PIPE).stdout.decode())
 "#;
     let again = format!("{PRELUDE}{WHAT_IS_DEAD}");
-    let mut command = Command::new(RUN);
+    let mut command = Command::new(&*RUN);
     let output =
         command.env("AGAIN", again).args(["python3", "-c"]).arg(format!("{PRELUDE}{script}")).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "2", "{}", String::from_utf8_lossy(&output.stderr));
@@ -171,14 +182,14 @@ fn a_wrong_setting_is_said_and_nothing_is_done() {
     assert!(said.starts_with(wanted), "{said}");
     assert_eq!(loads(("FORKSAFE_NET", "tcp")), ("2".into(), String::new()));
 
-    let refused = Command::new(RUN).args(["--keep", "localhost:1", "echo", "ran"]).output().unwrap();
+    let refused = Command::new(&*RUN).args(["--keep", "localhost:1", "echo", "ran"]).output().unwrap();
     assert_eq!((refused.status.code(), refused.stdout), (Some(2), Vec::new()));
 }
 
 #[test]
 fn what_is_preloaded_already_stays_and_options_after_the_command_are_its_own() {
     let other = if Path::new("/lib/x86_64-linux-gnu/libm.so.6").exists() { "libm.so.6" } else { "libc.so.6" };
-    let output = Command::new(RUN)
+    let output = Command::new(&*RUN)
         .env("LD_PRELOAD", other)
         .args(["sh", "-c", "echo $LD_PRELOAD $0", "--deny"])
         .output()
@@ -203,7 +214,7 @@ const server = net.createServer(peer => peer.on("data", data => peer.write(data)
   client.write("x");
 });
 "#;
-    let output = Command::new(RUN).args(["node", "-e", script]).output();
+    let output = Command::new(&*RUN).args(["node", "-e", script]).output();
     match output {
         Ok(output) if output.status.code() != Some(2) => {
             assert_eq!(
