@@ -1,5 +1,6 @@
 //! The system calls of the net. As those of [`sys`](crate::fork::handler::sys): plain numbers in, nothing but `errno` touched.
 
+use crate::fork::handler::disown::Birth;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::RawFd;
 
@@ -10,7 +11,7 @@ pub(super) enum Socket {
     None,
     /// TCP, and what the kernel says of it.
     Tcp(TcpInfo),
-    /// A socket, and not TCP.
+    /// A socket, and not TCP; or TCP of which nothing is said.
     Other,
 }
 
@@ -55,8 +56,15 @@ pub(super) fn look(fd: RawFd) -> Socket {
     match errno() {
         libc::EBADF => Socket::Closed,
         libc::ENOTSOCK => Socket::None,
+        // A container that forbids the question says the same of every number, and there is no end of them.
+        _ if !is_open(fd) => Socket::Closed,
         _ => Socket::Other,
     }
+}
+
+fn is_open(fd: RawFd) -> bool {
+    // SAFETY: takes numbers and no memory.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
 /// Bytes that were written and are not acknowledged.
@@ -99,12 +107,19 @@ fn address(fd: RawFd, ask: Ask) -> Option<Address> {
 
 /// `SOCK_STREAM`, `SOCK_DGRAM` and so on.
 pub(super) fn kind(fd: RawFd) -> Option<libc::c_int> {
-    let mut kind: libc::c_int = 0;
-    let mut size = mem::size_of_val(&kind) as libc::socklen_t;
-    // SAFETY: `kind` is ours and `size` says how large; a wrong number is an error.
-    let failed =
-        unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut size) != 0 };
-    (!failed).then_some(kind)
+    option(fd, libc::SO_TYPE)
+}
+
+pub(super) fn is_listening(fd: RawFd) -> bool {
+    option(fd, libc::SO_ACCEPTCONN).is_some_and(|is| is != 0)
+}
+
+fn option(fd: RawFd, which: libc::c_int) -> Option<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut size = mem::size_of_val(&value) as libc::socklen_t;
+    // SAFETY: `value` is ours and `size` says how large; a wrong number is an error.
+    let failed = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, which, (&raw mut value).cast(), &raw mut size) != 0 };
+    (!failed).then_some(value)
 }
 
 pub(super) fn closes_on_exec(fd: RawFd) -> bool {
@@ -131,11 +146,35 @@ pub(super) fn is_same_file(fd: RawFd, pid: u32) -> Option<bool> {
     }
 }
 
-/// The descriptors of this thread's process, as a folder. (`/proc/self` is the first thread's, which may have ended.)
-pub(super) fn open_folder() -> Option<RawFd> {
+/// Whether the table of descriptors ends before this number, which is at most 1024. `select` looks at no more numbers than
+/// the table has, and of those that it looks at a closed one is an error. (One that is open is not shown to it: that would be a poll.)
+pub(super) fn is_beyond_the_table(fd: RawFd) -> bool {
+    // SAFETY: a set of bits is plain numbers; the set and the time are ours, and the number is one of the set's.
+    unsafe {
+        let mut set: [libc::fd_set; 2] = mem::zeroed();
+        let bits: *mut libc::c_ulong = (&raw mut set).cast();
+        let width = libc::c_ulong::BITS as usize;
+        let number = fd as usize;
+        if number >= mem::size_of_val(&set) * 8 || is_open(fd) {
+            return false;
+        }
+        *bits.add(number / width) |= 1 << (number % width);
+        let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let none: *const libc::c_void = std::ptr::null();
+        libc::syscall(libc::SYS_pselect6, number + 1, bits, none, none, &raw const now, none) == 0
+    }
+}
+
+/// The descriptors of this thread's process, as a folder. `/proc/self` is found sooner, but it is the first thread's, which may have
+/// ended; not so at birth.
+pub(super) fn open_folder(birth: Birth) -> Option<RawFd> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    let path = match birth {
+        Birth::Handler => c"/proc/self/fd",
+        Birth::FirstCall => c"/proc/thread-self/fd",
+    };
     // SAFETY: a C string; takes no other memory. Raw, because glibc's wrapper is a cancellation point.
-    let fd = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c"/proc/thread-self/fd".as_ptr(), flags, 0) };
+    let fd = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags, 0) };
     RawFd::try_from(fd).ok().filter(|&fd| fd >= 0)
 }
 

@@ -48,8 +48,8 @@ pub(super) fn sweep(birth: Birth, parent: u32, dead: &mut Dead) {
     found::forget(parent);
     let Some(rules) = rules::get() else { return };
     let parents = Parents::of(birth, parent);
-    let mut listeners = Listeners::new();
-    numbers::each_open(|fd| {
+    let mut listeners = Listeners::new(birth);
+    numbers::each_open(birth, |fd| {
         let socket = calls::look(fd);
         if let Some(peer) = unwanted(fd, &socket, rules, &mut listeners)
             && !is_somebodys(fd)
@@ -70,15 +70,20 @@ pub(super) fn sweep(birth: Birth, parent: u32, dead: &mut Dead) {
 
 /// Where it leads, if the rules want it disowned.
 fn unwanted(fd: RawFd, socket: &Socket, rules: &Rules, listeners: &mut Listeners) -> Option<Peer> {
-    let peer = match socket {
+    let (accepted, peer) = match socket {
         Socket::Tcp(info) if rules.tcp => match origin::of(fd, info) {
-            Accepted::No => Peer::tcp(fd),
-            Accepted::Unknown if !listeners.have(calls::local_port(fd)?) => Peer::tcp(fd),
-            Accepted::Unknown | Accepted::Yes => return None,
+            Accepted::Yes => return None,
+            other => (other, Peer::tcp(fd)),
         },
-        Socket::Other if rules.udp || !rules.unix.is_empty() => Peer::other(fd)?,
-        Socket::Tcp(_) | Socket::Other | Socket::None | Socket::Closed => return None,
+        Socket::Other => match Peer::other(fd)? {
+            peer @ Peer::Tcp(_) => (Accepted::Unknown, peer),
+            peer => (Accepted::No, peer),
+        },
+        Socket::Tcp(_) | Socket::None | Socket::Closed => return None,
     };
+    if accepted == Accepted::Unknown && listeners.have(calls::local_port(fd)?) {
+        return None;
+    }
     (rules.want(&peer) && !rules.keep(fd, &peer)).then_some(peer)
 }
 

@@ -17,6 +17,7 @@
 
 use super::calls::{self, Socket, TcpInfo};
 use super::numbers;
+use crate::fork::handler::disown::Birth;
 use std::mem;
 use std::os::fd::RawFd;
 
@@ -92,6 +93,7 @@ fn by_counts(info: &TcpInfo, under_way: u64) -> Accepted {
 
 /// The ports on which this process listens, looked for when they are first asked for.
 pub(super) struct Listeners {
+    birth: Birth,
     known: bool,
     /// As many as a process has, as a rule.
     ports: [u16; 64],
@@ -99,8 +101,8 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    pub(super) fn new() -> Self {
-        Self { known: false, ports: [0; 64], count: 0 }
+    pub(super) fn new(birth: Birth) -> Self {
+        Self { birth, known: false, ports: [0; 64], count: 0 }
     }
 
     /// True if there are more than we have room for: then it may be one of them.
@@ -113,10 +115,10 @@ impl Listeners {
     }
 
     fn find(&mut self) {
-        numbers::each_open(|fd| {
+        numbers::each_open(self.birth, |fd| {
             let socket = calls::look(fd);
-            if let Socket::Tcp(info) = &socket
-                && info.state == LISTEN
+            if matches!(socket, Socket::Tcp(_) | Socket::Other)
+                && calls::is_listening(fd)
                 && let Some(port) = calls::local_port(fd)
                 && !self.ports.iter().take(self.count).any(|&one| one == port)
             {
@@ -127,5 +129,25 @@ impl Listeners {
             }
             !matches!(socket, Socket::Closed)
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn where_the_kernel_counts_too_little_nothing_is_reckoned() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let made = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let accepted = listener.accept().unwrap().0;
+        for (stream, told) in [(&made, Accepted::No), (&accepted, Accepted::Yes)] {
+            let Socket::Tcp(info) = calls::look(stream.as_raw_fd()) else { panic!("it is TCP") };
+            assert_eq!(of(stream.as_raw_fd(), &info), told);
+            assert_eq!(of(stream.as_raw_fd(), &TcpInfo { filled: 192, ..info }), Accepted::Unknown, "an old kernel");
+            assert_eq!(of(stream.as_raw_fd(), &TcpInfo { segs_in: 0, ..info }), Accepted::Unknown, "an emulator");
+        }
     }
 }

@@ -44,10 +44,12 @@ impl Peer {
     }
 
     /// Of another socket, if it is one of those that a net can take: a UDP socket with a peer, a unix socket that is a stream, or as
-    /// good as one, with a peer that has a name. (Who accepts such a connection, and both ends of a pair, have a peer without.)
+    /// good as one, with a peer that has a name. (Who accepts such a connection, and both ends of a pair, have a peer without.) And TCP
+    /// of which the kernel says nothing more: over several paths (MPTCP), under an emulator, or because it is forbidden.
     pub(super) fn other(fd: RawFd) -> Option<Self> {
         let address = calls::peer_address(fd)?;
         match (libc::c_int::from(address.0.ss_family), calls::kind(fd)?) {
+            (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM) => ip(&address).map(Self::Tcp),
             (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM) => ip(&address).map(Self::Udp),
             (libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_SEQPACKET) => unix(&address).map(Self::Unix),
             _ => None,
