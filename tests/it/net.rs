@@ -320,7 +320,7 @@ fn without_proc_every_number_below_the_limit_is_asked() {
     });
 }
 
-/// As an emulator, or a container that forbids it. Then the port has to tell.
+/// Because a container forbids the question. Then the port has to tell.
 #[test]
 fn where_the_kernel_says_nothing_of_a_connection_its_port_does() {
     clean_process(|| {

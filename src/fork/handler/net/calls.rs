@@ -11,8 +11,10 @@ pub(super) enum Socket {
     None,
     /// TCP, and what the kernel says of it.
     Tcp(TcpInfo),
-    /// A socket, and not TCP; or TCP of which nothing is said.
+    /// A socket, and not TCP.
     Other,
+    /// The question is forbidden.
+    Unknown,
 }
 
 /// The head of the kernel's `struct tcp_info` (`linux/tcp.h`), which only ever grows at its end.
@@ -56,13 +58,18 @@ pub(super) fn look(fd: RawFd) -> Socket {
     match errno() {
         libc::EBADF => Socket::Closed,
         libc::ENOTSOCK => Socket::None,
-        // A container that forbids the question says the same of every number, and there is no end of them.
-        _ if !is_open(fd) => Socket::Closed,
-        _ => Socket::Other,
+        libc::EOPNOTSUPP | libc::ENOPROTOOPT => Socket::Other,
+        _ => Socket::Unknown,
     }
 }
 
-fn is_open(fd: RawFd) -> bool {
+/// Whether [`look`] says of closed numbers that they are. A container that forbids the question has one answer for all, and
+/// there is no end of them.
+pub(super) fn tells_closed() -> bool {
+    matches!(look(-1), Socket::Closed)
+}
+
+pub(super) fn is_open(fd: RawFd) -> bool {
     // SAFETY: takes numbers and no memory.
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
@@ -143,25 +150,6 @@ pub(super) fn is_same_file(fd: RawFd, pid: u32) -> Option<bool> {
         // There is nothing under this number.
         _ if errno() == libc::EBADF => Some(false),
         _ => None,
-    }
-}
-
-/// Whether the table of descriptors ends before this number, which is at most 1024. `select` looks at no more numbers than
-/// the table has, and of those that it looks at a closed one is an error. (One that is open is not shown to it: that would be a poll.)
-pub(super) fn is_beyond_the_table(fd: RawFd) -> bool {
-    // SAFETY: a set of bits is plain numbers; the set and the time are ours, and the number is one of the set's.
-    unsafe {
-        let mut set: [libc::fd_set; 2] = mem::zeroed();
-        let bits: *mut libc::c_ulong = (&raw mut set).cast();
-        let width = libc::c_ulong::BITS as usize;
-        let number = fd as usize;
-        if number >= mem::size_of_val(&set) * 8 || is_open(fd) {
-            return false;
-        }
-        *bits.add(number / width) |= 1 << (number % width);
-        let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        let none: *const libc::c_void = std::ptr::null();
-        libc::syscall(libc::SYS_pselect6, number + 1, bits, none, none, &raw const now, none) == 0
     }
 }
 

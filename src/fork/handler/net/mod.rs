@@ -75,7 +75,8 @@ fn unwanted(fd: RawFd, socket: &Socket, rules: &Rules, listeners: &mut Listeners
             Accepted::Yes => return None,
             other => (other, Peer::tcp(fd)),
         },
-        Socket::Other => match Peer::other(fd)? {
+        Socket::Other if !rules.udp && rules.unix.is_empty() => return None,
+        Socket::Other | Socket::Unknown => match Peer::other(fd)? {
             peer @ Peer::Tcp(_) => (Accepted::Unknown, peer),
             peer => (Accepted::No, peer),
         },

@@ -117,7 +117,7 @@ impl Listeners {
     fn find(&mut self) {
         numbers::each_open(self.birth, |fd| {
             let socket = calls::look(fd);
-            if matches!(socket, Socket::Tcp(_) | Socket::Other)
+            if matches!(socket, Socket::Tcp(_) | Socket::Unknown)
                 && calls::is_listening(fd)
                 && let Some(port) = calls::local_port(fd)
                 && !self.ports.iter().take(self.count).any(|&one| one == port)

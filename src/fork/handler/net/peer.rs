@@ -45,7 +45,7 @@ impl Peer {
 
     /// Of another socket, if it is one of those that a net can take: a UDP socket with a peer, a unix socket that is a stream, or as
     /// good as one, with a peer that has a name. (Who accepts such a connection, and both ends of a pair, have a peer without.) And TCP
-    /// of which the kernel says nothing more: over several paths (MPTCP), under an emulator, or because it is forbidden.
+    /// of which the kernel may say nothing more.
     pub(super) fn other(fd: RawFd) -> Option<Self> {
         let address = calls::peer_address(fd)?;
         match (libc::c_int::from(address.0.ss_family), calls::kind(fd)?) {
