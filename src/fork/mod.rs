@@ -35,6 +35,8 @@ pub(crate) mod ignored;
 pub(crate) mod impatient;
 #[cfg(feature = "cluster")]
 pub(crate) mod make;
+#[cfg(feature = "net")]
+pub mod net;
 mod observe;
 #[cfg(feature = "cluster")]
 pub(crate) mod passed;
@@ -63,6 +65,8 @@ use handler::sys;
 #[cfg(feature = "testing")]
 pub(crate) use handler::{control, is_fallback};
 pub use hooks::{enter, on_child};
+#[cfg(feature = "net")]
+pub use net::{inherited, keep};
 pub use observe::Unobserved;
 pub(crate) use observe::{is_apart, observe};
 pub use per_process::PerProcess;

@@ -34,6 +34,7 @@ mod limits;
 mod liveness;
 mod managers;
 mod names;
+mod net;
 mod observe;
 mod observed_closures;
 mod overload;
