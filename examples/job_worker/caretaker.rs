@@ -65,7 +65,7 @@ impl Progress {
             return Ok(());
         }
         let counts = shop.queue.counts()?;
-        let done = counts.ever("done");
+        let done = counts.done();
         let rate = done.saturating_sub(self.done.unwrap_or(done)) as f64 / since.as_secs_f64().max(0.001);
         (self.shown_at, self.done) = (Instant::now(), Some(done));
         let Counts { queue, working, retry, dead, .. } = counts;

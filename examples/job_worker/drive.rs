@@ -74,13 +74,13 @@ fn kill_one_in_the_middle(queue: &Queue, number: u64) -> Result<Option<u32>> {
         if counts.open() == 0 {
             return Ok(None);
         }
-        if counts.ever("done") >= number / 3
+        if counts.done() >= number / 3
             && let Some(&pid) = queue.busy()?.first()
         {
             kill(Pid::from_raw(pid as i32), Signal::SIGKILL)?;
             return Ok(Some(pid));
         }
-        patience.wait(counts.ever("done"))?;
+        patience.wait(counts.done())?;
     }
 }
 
@@ -91,7 +91,7 @@ fn await_the_end(queue: &Queue) -> Result<()> {
         if counts.open() == 0 {
             return Ok(());
         }
-        patience.wait(counts.ever("done"))?;
+        patience.wait(counts.done())?;
     }
 }
 

@@ -50,6 +50,11 @@ impl Counts {
         self.queue + self.working + self.retry
     }
 
+    /// Those that were done and could not be reported are counted when they come again.
+    pub(crate) fn done(&self) -> u64 {
+        self.ever("done") + self.ever("done before")
+    }
+
     pub(crate) fn ever(&self, what: &str) -> u64 {
         self.ever.get(what).copied().unwrap_or_default()
     }
@@ -221,7 +226,7 @@ impl Queue {
         } else {
             self.leave(list, &taken.text, "run again", "front", &job.text()?, 0)?
         };
-        Ok(was_there.then(|| Rescued { job: job.id, pid, times: job.interrupted, is_dead }))
+        Ok(was_there.then_some(Rescued { job: job.id, pid, times: job.interrupted, is_dead }))
     }
 
     pub(crate) fn dead(&self) -> Result<Vec<Taken>> {
