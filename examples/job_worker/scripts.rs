@@ -30,11 +30,11 @@ for _, job in ipairs(due) do
 end
 return #due";
 
-/// The owner of these lists lives. KEYS: the set of lists. ARGV: their names.
+/// The owner of these lists lives. KEYS: the set of lists. ARGV: their names. One that its thread has forgotten stays forgotten.
 pub(crate) const BEAT: &str = r"
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for _, list in ipairs(ARGV) do redis.call('ZADD', KEYS[1], now, list) end
+for _, list in ipairs(ARGV) do redis.call('ZADD', KEYS[1], 'XX', now, list) end
 return #ARGV";
 
 /// A list that nobody uses any more is forgotten, unless there is something in it. KEYS: the set of lists, the list. ARGV: its name.
