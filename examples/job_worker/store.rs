@@ -75,6 +75,11 @@ impl Store {
             )?;
             if marked == 1 {
                 kinds::write(job, queue, &mut transaction)?;
+            } else {
+                // Its worker was gone after the mark.
+                let late =
+                    "UPDATE job_worker_done SET interrupted = greatest(interrupted, $3) WHERE queue = $1 AND id = $2";
+                transaction.execute(late, &[&queue, &job.id, &job.interrupted.cast_signed()])?;
             }
             transaction.commit()?;
             Ok(marked == 1)
