@@ -201,6 +201,13 @@ impl Runner {
         self.log.lock().unwrap().iter().filter(|line| line.contains(what)).count()
     }
 
+    /// The processes that have said so.
+    fn who_said(&self, what: &str) -> BTreeSet<String> {
+        let log = self.log.lock().unwrap();
+        let lines = log.iter().filter(|line| line.contains(what));
+        lines.map(|line| line.split(':').next().unwrap().to_owned()).collect()
+    }
+
     /// All that it has printed, when all who print have ended.
     #[track_caller]
     fn end(self) -> String {
@@ -277,6 +284,24 @@ fn at_term_jobs_are_finished_and_the_rest_stays_in_the_queue() {
         assert!(bench.list("queue").iter().all(|job| parsed(job)["interrupted"] == 0 && parsed(job)["attempts"] == 0));
         assert!(!log.contains(RUN_AGAIN), "{log}");
         wait_until("the servers have seen all of them leave", || bench.sessions() == 0);
+    });
+}
+
+/// What a thread has been given when it is told to end, and has not begun.
+#[test]
+fn what_has_not_begun_at_term_goes_back_to_the_queue() {
+    clean_process(|| {
+        let bench = Bench::new();
+        let runner = bench.start(1, 1, &[]);
+        wait_until("a thread takes jobs", || bench.lists().len() == 1);
+        let list = key(&format!("working:{}", bench.lists().keys().next().unwrap()));
+        let job = |id: &str, millis| format!(r#"{{"id":"{id}","kind":"sleep","payload":{{"ms":{millis}}}}}"#);
+        let (first, second, third) = (job("first", 0), job("second", 5_000), job("third", 0));
+        let _: u32 = bench.ask("RPUSH", &[&list, &first, &second, &third]);
+        bench.await_done(1);
+        runner.end();
+        assert_eq!(bench.done(), BTreeSet::from(["first", "second"].map(str::to_owned)));
+        assert_eq!(bench.list("queue"), [third]);
     });
 }
 
@@ -359,12 +384,12 @@ fn a_server_that_dies_is_waited_for_and_that_is_said_once() {
         let runner = bench.start(2, 3, &[]);
         bench.await_done(30);
         bench.redis.kill();
-        wait_until("both workers have noticed", || runner.said("Redis is away") == 2);
+        wait_until("both workers have noticed", || runner.who_said("Redis is away").len() == 2);
         bench.redis.restart();
-        wait_until("both have noticed", || runner.said("Redis is back") >= 2);
+        wait_until("both have noticed", || runner.who_said("Redis is back").len() == 2);
         bench.await_done(bench.counter("done") + 30);
         bench.postgres.kill();
-        wait_until("both workers have noticed", || runner.said("PostgreSQL is away") == 2);
+        wait_until("both workers have noticed", || runner.who_said("PostgreSQL is away").len() == 2);
         bench.postgres.restart();
         wait_until("all are through", || bench.open() == 0);
         let log = runner.end();
