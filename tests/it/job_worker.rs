@@ -321,6 +321,23 @@ fn a_job_that_does_not_end_in_time_is_killed_with_its_worker_and_queued_again() 
 }
 
 #[test]
+fn a_job_that_hangs_costs_its_worker_and_not_the_jobs_beside_it() {
+    clean_process(|| {
+        let bench = Bench::new();
+        let hangs = bench.enqueue(1, "sleep", 3_600_000);
+        let runner = bench.start(1, 2, &["--job-timeout", "0.5", "--shutdown-timeout", "0.5"]);
+        wait_until("it has begun", || bench.working() == 1);
+        bench.obey(&["enqueue", "20"]);
+        bench.await_done(20);
+        wait_until("it is found", || runner.said("is wedged") > 0);
+        let again = format!("job {} of worker", hangs.first().unwrap());
+        wait_until("it is run again", || runner.said(&again) > 0);
+        runner.end();
+        assert_eq!((bench.done().len(), bench.open()), (20, 1));
+    });
+}
+
+#[test]
 fn a_worker_that_is_replaced_leaves_its_job_to_another() {
     clean_process(|| {
         let bench = Bench::new();
