@@ -1,11 +1,15 @@
 //! Where a cluster listens: bound once, in the master, and inherited by every worker on purpose.
 
 use super::Error;
+use super::legacy::Legacy;
+use crate::fork::passed;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt};
 use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -16,8 +20,27 @@ use std::time::Duration;
 pub(super) enum Bind {
     Tcp(SocketAddr),
     Unix(PathBuf),
-    /// It listens already.
-    Done(Listener),
+    /// Those that the service manager passes: all, or those of a name.
+    Passed(Option<String>),
+    /// It listens already, and is the program's own.
+    Own(Listener),
+}
+
+/// What the cluster listens on, and what the next program takes it for, if this one restarts by exec.
+#[derive(Debug)]
+pub(super) struct Bound {
+    pub(super) listener: Listener,
+    pub(super) kept: Kept,
+}
+
+#[derive(Debug)]
+pub(super) enum Kept {
+    /// Under the words in which it was asked for.
+    As(String),
+    /// Under its number, which the service manager's variables still say.
+    Passed,
+    /// The program makes it anew.
+    No,
 }
 
 /// One of the sockets that a cluster listens on. Non-blocking: several threads of several processes wait for it, and only one of
@@ -31,19 +54,58 @@ pub enum Listener {
     Unix(UnixListener),
 }
 
-impl Listener {
-    pub(super) fn bind(to: Bind) -> Result<Self, Error> {
-        let on = to.to_string();
-        let failed = |error| Error::Listen { on: on.clone(), source: error };
-        let listener = match to {
-            Bind::Tcp(address) => Self::Tcp(TcpListener::bind(address).map_err(failed)?),
-            Bind::Unix(path) => {
+impl Bind {
+    pub(super) fn bind(self, legacy: &mut Legacy) -> Result<Vec<Bound>, Error> {
+        let on = self.to_string();
+        let failed = |source| Error::Listen { on: on.clone(), source };
+        if let Self::Passed(name) = self {
+            return passed_by_systemd(name.as_deref()).map_err(failed);
+        }
+        if let Some(fd) = legacy.take_listener(&on) {
+            let listener = Listener::of(fd).map_err(failed)?;
+            return Ok(vec![Bound { listener, kept: Kept::As(on) }]);
+        }
+        let (listener, kept) = match self {
+            Self::Tcp(address) => (TcpListener::bind(address).map_err(failed)?.into(), Kept::As(on.clone())),
+            Self::Unix(path) => {
                 remove_what_nobody_listens_at(&path).map_err(failed)?;
-                Self::Unix(UnixListener::bind(path).map_err(failed)?)
+                (UnixListener::bind(path).map_err(failed)?.into(), Kept::As(on.clone()))
             }
-            Bind::Done(listener) => listener,
+            Self::Own(listener) => (listener, Kept::No),
+            Self::Passed(_) => unreachable!("they were found above"),
         };
         listener.set_nonblocking().map_err(failed)?;
+        Ok(vec![Bound { listener, kept }])
+    }
+}
+
+/// Once in the life of a program: each of them is its own from then on.
+fn passed_by_systemd(name: Option<&str>) -> io::Result<Vec<Bound>> {
+    let of_that_name = sd_notify::listen_fds_with_names()?.filter(|(_, passed)| name.is_none_or(|name| name == passed));
+    let bound = |fd| Ok(Bound { listener: Listener::of(passed::take(fd)?)?, kept: Kept::Passed });
+    let all = of_that_name.map(|(fd, _)| bound(fd)).collect::<io::Result<Vec<_>>>()?;
+    match name {
+        Some(name) if all.is_empty() => {
+            let none = format!("no socket of that name was passed (LISTEN_FDNAMES has none that is {name:?})");
+            Err(io::Error::new(io::ErrorKind::NotFound, none))
+        }
+        _ => Ok(all),
+    }
+}
+
+impl Listener {
+    /// Of a socket that somebody else has made.
+    fn of(fd: OwnedFd) -> io::Result<Self> {
+        if !getsockopt(&fd, sockopt::AcceptConn)? {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "what was passed does not listen"));
+        }
+        // Std asks the kernel for the address, and takes none of another family.
+        let tcp = TcpListener::from(fd);
+        let listener = match tcp.local_addr() {
+            Ok(_) => Self::Tcp(tcp),
+            Err(_) => Self::Unix(UnixListener::from(OwnedFd::from(tcp))),
+        };
+        listener.set_nonblocking()?;
         Ok(listener)
     }
 
@@ -82,7 +144,9 @@ impl fmt::Display for Bind {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => path.display().fmt(f),
-            Self::Done(listener) => listener.fmt(f),
+            Self::Passed(None) => f.write_str("what systemd passes"),
+            Self::Passed(Some(name)) => write!(f, "what systemd passes as {name:?}"),
+            Self::Own(listener) => listener.fmt(f),
         }
     }
 }
@@ -117,15 +181,26 @@ impl fmt::Display for Listener {
 }
 
 /// The socket of a server that has ended keeps the next one from listening there.
-fn remove_what_nobody_listens_at(path: &Path) -> io::Result<()> {
+pub(super) fn remove_what_nobody_listens_at(path: &Path) -> io::Result<()> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     if !found.file_type().is_socket() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket lies there"));
     }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody listens there already")),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+    match is_listened_at(path) {
+        Ok(true) => Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody listens there already")),
+        Ok(false) => fs::remove_file(path),
         Err(error) => Err(error),
+    }
+}
+
+/// Without waiting for somebody who listens and lets nobody in.
+fn is_listened_at(path: &Path) -> io::Result<bool> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let asks = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match connect(asks.as_raw_fd(), &UnixAddr::new(path)?) {
+        Ok(()) | Err(Errno::EAGAIN) => Ok(true),
+        Err(Errno::ECONNREFUSED) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -1,35 +1,42 @@
-//! The master: forks workers, looks after them, and does what signals say.
+//! The master: forks workers, looks after them, and does what signals and the control socket say.
 //!
 //! One thread, which waits for signals and looks around four times a second. It waits for no worker, and what workers tell lies in
-//! memory that they share.
+//! memory that they share. What follows from what is the [crew](super::crew)'s to say.
 
-use super::board::{self, Board, PLACES, millis};
-use super::listeners::Listener;
-use super::settings::{Builder, MOST_WORKERS};
-use super::worker::{Shutdown, Worker};
+use super::board::{self, Board, Of, OfThread, PLACES, millis};
+use super::child::{Body, Failed, Inheritance, be_worker};
+use super::control::{Answer, Command, Control, Wait};
+use super::crew::{BackOff, CRASHES, Crew, Replace};
+use super::legacy::{Leaves, Legacy, Program};
+use super::listeners::{Kept, Listener};
+use super::settings::{Builder, MOST_WORKERS, Room};
+use super::status::Status;
+use super::systemd::ServiceManager;
+use super::worker::Worker;
 use super::{Error, say};
 use crate::Deadline;
+use crate::fork::backtrace;
 use crate::fork::make::make_child;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, raise};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getpid, getppid};
+use nix::unistd::{Pid, getpid};
 use std::fs;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{self, ExitStatus};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-type Failed = Box<dyn std::error::Error + Send + Sync>;
-
 /// How often the master looks around.
 const ROUND: Duration = Duration::from_millis(250);
+
+/// How often it looks at the memory of a worker, one after the other.
+const MEMORY_ROUND: u64 = 1_000;
 
 /// A round that took so much longer is one in which the master did not run.
 const SLEPT: u64 = 2_000;
@@ -37,16 +44,7 @@ const SLEPT: u64 = 2_000;
 /// A thread that has been joined is listed no longer than this.
 const GONE_WITHIN: Duration = Duration::from_millis(200);
 
-/// A worker that lived shorter than this is not followed at once.
-const SHORT_LIFE: u64 = 1_000;
-
-/// So many rounds of workers that never served, with none left that does, are a crash loop.
-const CRASHES: u32 = 10;
-
-/// So many replacements that do not come to serve are enough to give up a restart.
-const FAILED_REPLACEMENTS: u32 = 3;
-
-const SIGNALS: [Signal; 8] = [
+const SIGNALS: [Signal; 9] = [
     Signal::SIGCHLD,
     Signal::SIGTERM,
     Signal::SIGINT,
@@ -54,6 +52,7 @@ const SIGNALS: [Signal; 8] = [
     Signal::SIGTTIN,
     Signal::SIGTTOU,
     Signal::SIGUSR1,
+    Signal::SIGUSR2,
     Signal::SIGHUP,
 ];
 
@@ -73,34 +72,41 @@ impl Builder {
     /// See [`Error`]. Workers that there were then have been killed.
     pub fn run<E: Into<Failed>>(mut self, body: impl Fn(&Worker) -> Result<(), E>) -> Result<(), Error> {
         self.check()?;
-        let binds = std::mem::take(&mut self.binds);
-        let listeners = binds.into_iter().map(Listener::bind).collect::<Result<Arc<[_]>, _>>()?;
-        let lives = io::pipe()?;
-        let board = Arc::new(Board::new(self.threads)?);
+        self.bind()?;
+        let mut legacy = self.legacy.take().unwrap_or_default();
+        legacy.close_the_rest();
+        let control = self.control_socket.take().map(Control::bind).transpose()?;
+        let lives = legacy.take_lives()?;
         let mask = SigSet::from_iter(SIGNALS);
         let signals =
             SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(io::Error::from)?;
-        let before = mask.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(io::Error::from)?;
+        let mut before = mask.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(io::Error::from)?;
+        if legacy.is_there() {
+            // The master before this one had blocked them.
+            SIGNALS.iter().for_each(|signal| before.remove(*signal));
+        }
         let _restores = RestoresMask(before, &signals);
+        let (listeners, kept) =
+            self.bound.drain(..).map(|bound| (bound.listener, bound.kept)).unzip::<_, _, Vec<_>, _>();
         let mut master = Master {
-            wanted: self.workers,
-            board,
-            listeners: Some(listeners),
+            program: Program::this()?,
+            crew: Crew::new(self.workers, self.max_surge),
+            board: Arc::new(Board::new(self.threads)?),
+            listeners: Some(listeners.into()),
+            kept,
             lives: Some(lives),
             settings: self,
-            workers: Vec::new(),
-            phase: 0,
-            restart: None,
-            restarts_again: false,
+            service_manager: ServiceManager::new(),
             is_booted: false,
             is_ending: false,
             was_interrupted: false,
             has_warned: false,
-            back_off: BackOff::default(),
             looked_at: board::now(),
+            weighed: (0, board::now()),
             spared_until: 0,
         };
-        master.serve(&signals, &|worker| body(worker).map_err(Into::into))
+        master.take_over(&legacy);
+        master.serve(&signals, control, &|worker| body(worker).map_err(Into::into))
     }
 }
 
@@ -116,112 +122,88 @@ impl Drop for RestoresMask<'_> {
 
 struct Master {
     settings: Builder,
-    /// How many workers there should be.
-    wanted: usize,
+    program: Program,
+    crew: Crew,
     board: Arc<Board>,
     /// None when it ends: who comes then is let in by a worker, or by nobody.
     listeners: Option<Arc<[Listener]>>,
+    kept: Vec<Kept>,
     /// Workers see the end of this pipe when the master is gone.
     lives: Option<(PipeReader, PipeWriter)>,
-    workers: Vec<Process>,
-    /// Which restart this is.
-    phase: u64,
-    restart: Option<Restart>,
-    /// It was asked for in the middle of one.
-    restarts_again: bool,
+    service_manager: ServiceManager,
     is_booted: bool,
     is_ending: bool,
     was_interrupted: bool,
     has_warned: bool,
-    back_off: BackOff,
     looked_at: u64,
+    /// Which worker's memory was looked at last, and when.
+    weighed: (usize, u64),
     /// Until then nobody is held to be wedged: the master did not run, and perhaps the workers did not either.
     spared_until: u64,
 }
 
-/// A worker, from outside.
-struct Process {
-    index: usize,
-    place: usize,
-    pid: Pid,
-    phase: u64,
-    forked_at: u64,
-    has_served: bool,
-    /// Since when it has been told to, or has said that it will.
-    ends_since: Option<u64>,
-    /// It ends because nobody wants it any more.
-    was_told_to_end: bool,
-    is_killed: bool,
-}
-
-impl Process {
-    fn stays(&self) -> bool {
-        self.ends_since.is_none()
-    }
-}
-
-#[derive(Default)]
-struct Restart {
-    failed: u32,
-    /// One of the new workers has come to serve.
-    is_proved: bool,
-}
-
-/// How long nobody is forked after workers that ended too soon.
-#[derive(Default)]
-struct BackOff {
-    /// Rounds in a row.
-    failures: u32,
-    not_before: u64,
-    last: ExitStatus,
-}
-
-impl BackOff {
-    const FIRST: u64 = 100;
-    const LONGEST: u64 = 5_000;
-
-    fn is_over(&self, now: u64) -> bool {
-        now >= self.not_before
-    }
-
-    /// Nothing has failed; but it should not go on like that without a pause.
-    fn pause(&mut self, now: u64) {
-        self.not_before = self.not_before.max(now + Self::FIRST);
-    }
-
-    /// Those who fail together count once.
-    fn failed(&mut self, now: u64) {
-        if self.is_over(now) {
-            self.not_before = now + (Self::FIRST << self.failures.min(16)).min(Self::LONGEST);
-            self.failures += 1;
+impl Master {
+    /// The workers of the master before this one, who serve until others do.
+    fn take_over(&mut self, legacy: &Legacy) {
+        self.crew.phase = legacy.phase;
+        for &(index, pid) in &legacy.workers {
+            let Some(place) = self.crew.free_place(PLACES) else { break };
+            self.board.take(place, index, legacy.phase);
+            self.board.is_there(place, pid as u32);
+            self.board.set_serves(place);
+            self.crew.join(index, place, Pid::from_raw(pid), board::now(), u64::MAX);
+            self.crew.has_come_to_serve(self.crew.members.len() - 1);
+        }
+        if !legacy.workers.is_empty() {
+            self.crew.restart();
         }
     }
-}
 
-type Body<'a> = &'a dyn Fn(&Worker) -> Result<(), Failed>;
-
-impl Master {
-    fn serve(&mut self, signals: &SignalFd, body: Body<'_>) -> Result<(), Error> {
+    fn serve(&mut self, signals: &SignalFd, mut control: Option<Control>, body: Body<'_>) -> Result<(), Error> {
+        self.look_at_the_room()?;
         if let Some(hook) = &mut self.settings.hooks.before_fork {
             hook();
         }
         loop {
-            self.fork_missing(body)?;
-            let timeout = PollTimeout::try_from(ROUND).unwrap_or(PollTimeout::MAX);
-            let _ = poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], timeout);
+            self.replace();
+            while let Some(index) = self.next_to_fork() {
+                match self.fork(index)? {
+                    Some(inherited) => {
+                        drop(control);
+                        be_worker(&self.settings, inherited, body)
+                    }
+                    None if !self.may_fork() => break,
+                    None => {}
+                }
+            }
+            self.wait(signals, control.as_ref());
             while let Ok(Some(signal)) = signals.read_signal() {
                 self.obey(Signal::try_from(signal.ssi_signo as i32).ok());
             }
             self.reap();
             self.look_around();
-            if self.is_ending && self.workers.is_empty() {
+            if let Some(control) = &mut control {
+                control.serve(|command| self.carry_out(command));
+                control.settle(|wait| self.outcome(wait));
+            }
+            if self.is_ending && self.crew.members.is_empty() {
+                control.into_iter().for_each(|control| control.end(&Ok("the cluster has ended".into())));
                 return Ok(());
             }
-            let BackOff { failures, last, .. } = self.back_off;
-            if failures >= CRASHES && !self.workers.iter().any(|worker| worker.has_served) {
-                return Err(Error::CrashLoop { failures, last });
+            let BackOff { failures, last, .. } = self.crew.back_off;
+            if failures >= CRASHES && !self.crew.members.iter().any(|worker| worker.has_served) {
+                let error = Error::CrashLoop { failures, last };
+                control.into_iter().for_each(|control| control.end(&Err(error.to_string())));
+                return Err(error);
             }
         }
+    }
+
+    fn wait(&self, signals: &SignalFd, control: Option<&Control>) {
+        let timeout = PollTimeout::try_from(ROUND).unwrap_or(PollTimeout::MAX);
+        let mut waits = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        waits.extend(control.into_iter().flat_map(|control| control.waits(board::now())));
+        let _ = poll(&mut waits, timeout);
     }
 
     fn obey(&mut self, signal: Option<Signal>) {
@@ -236,115 +218,198 @@ impl Master {
                 self.end();
                 self.kill_all();
             }
-            Some(Signal::SIGTTIN) if self.wanted < MOST_WORKERS => self.wanted += 1,
-            Some(Signal::SIGTTOU) if self.wanted > 1 => self.wanted -= 1,
-            Some(Signal::SIGUSR1) if self.restart.is_some() => self.restarts_again = true,
-            Some(Signal::SIGUSR1) if !self.is_ending => self.restart(),
+            Some(Signal::SIGTTIN) => {
+                if let Err(why) = self.scale(self.crew.wanted + 1) {
+                    say(&why);
+                }
+            }
+            Some(Signal::SIGTTOU) if self.crew.wanted > 1 => self.crew.wanted -= 1,
+            Some(Signal::SIGUSR1) if !self.is_ending => drop(self.restart()),
+            Some(Signal::SIGUSR2) if !self.is_ending => self.restart_by_exec(),
             Some(Signal::SIGHUP) => {
+                self.service_manager.reloading();
                 if let Some(hook) = &mut self.settings.hooks.on_hup {
                     hook();
                 }
+                self.service_manager.ready();
             }
             _ => {}
         }
     }
 
-    fn restart(&mut self) {
-        say("phased restart");
-        self.phase += 1;
-        self.restart = Some(Restart::default());
+    /// For who asks at the control socket: what is said at once, and for what he may wait.
+    fn carry_out(&mut self, command: Command) -> Result<(String, Wait), String> {
+        match command {
+            Command::Status => Ok((Status::read(&self.board).to_string(), Wait::Scale(0))),
+            Command::Stop => {
+                self.end();
+                Ok(("the cluster ends".into(), Wait::Stop))
+            }
+            _ if self.is_ending => Err("the cluster ends".into()),
+            Command::Restart => {
+                let phase = self.restart();
+                Ok((format!("restart {phase} has begun, or will"), Wait::Restart(phase)))
+            }
+            Command::Scale(workers) => {
+                self.scale(workers)?;
+                Ok((format!("{} from now on", counted(workers)), Wait::Scale(workers)))
+            }
+        }
+    }
+
+    fn outcome(&self, wait: Wait) -> Option<Answer> {
+        match wait {
+            Wait::Stop => None,
+            _ if self.is_ending => Some(Err("the cluster ends".into())),
+            Wait::Restart(phase) => self.crew.outcome(phase).map(|outcome| match outcome {
+                Ok(()) => Ok(format!("restart {phase} is through: serving with {}", counted(self.crew.serving()))),
+                Err(()) => Err(format!("restart {phase} was given up: a replacement did not come to serve")),
+            }),
+            Wait::Scale(workers) if self.crew.wanted != workers => {
+                Some(Err(format!("somebody else has asked for {} workers meanwhile", self.crew.wanted)))
+            }
+            Wait::Scale(workers) => {
+                let are_there = self.crew.serving() == workers && self.crew.members.len() == workers;
+                are_there.then(|| Ok(format!("serving with {}", counted(workers))))
+            }
+        }
+    }
+
+    fn scale(&mut self, workers: usize) -> Result<(), String> {
+        let most = self.settings.room.as_ref().map_or(MOST_WORKERS, |room| room.most_workers.min(MOST_WORKERS));
+        match workers {
+            0 => Err("a cluster has one worker at least".into()),
+            _ if workers > most && workers > self.crew.wanted => {
+                let why = self.settings.room.as_ref().filter(|room| room.most_workers <= MOST_WORKERS);
+                let why = why.map_or("it is the most that there can be", |room| &room.why);
+                Err(format!("no more than {} have room: {why}", counted(most)))
+            }
+            _ => {
+                self.crew.wanted = workers;
+                Ok(())
+            }
+        }
+    }
+
+    fn look_at_the_room(&self) -> Result<(), Error> {
+        let Some(Room { most_workers, report, refuses, .. }) = &self.settings.room else { return Ok(()) };
+        report.lines().for_each(say);
+        if *refuses && self.crew.wanted > *most_workers {
+            let (wanted, fit) = (counted(self.crew.wanted), if *most_workers == 1 { "fits" } else { "fit" });
+            return Err(Error::Setting(format!("{wanted} where {most_workers} {fit}\n{report}")));
+        }
+        Ok(())
+    }
+
+    fn restart(&mut self) -> u64 {
+        if !self.crew.is_restarting() {
+            say("phased restart");
+            self.service_manager.reloading();
+        }
+        self.crew.restart()
+    }
+
+    /// Becomes the program that lies where this one did. The workers serve on, until those of the next master do.
+    fn restart_by_exec(&mut self) {
+        let (Some(listeners), Some(lives)) = (&self.listeners, &self.lives) else { return };
+        say("restart by exec");
+        self.service_manager.reloading();
+        let leaves = Leaves {
+            listeners,
+            kept: &self.kept,
+            lives,
+            workers: self.crew.members.iter().map(|worker| (worker.index, worker.pid.as_raw())).collect(),
+            phase: self.crew.phase,
+        };
+        let Err(error) = self.program.exec(&leaves);
+        say(&format!("cannot restart by exec, and goes on: {error}"));
+        self.service_manager.ready();
     }
 
     /// Gracefully.
     fn end(&mut self) {
-        self.is_ending = true;
-        self.board.set_cluster_ends();
+        if !std::mem::replace(&mut self.is_ending, true) {
+            self.service_manager.stopping();
+        }
+        self.board.set(Of::ClusterEnds, 1);
         self.listeners = None;
-        (0..self.workers.len()).for_each(|number| self.tell_to_end(number));
+        (0..self.crew.members.len()).for_each(|number| self.tell_to_end(number));
     }
 
     fn tell_to_end(&mut self, number: usize) {
-        let worker = &mut self.workers[number];
+        let worker = &mut self.crew.members[number];
         if !std::mem::replace(&mut worker.was_told_to_end, true) {
             worker.ends_since.get_or_insert(board::now());
+            self.board.set_ends(worker.place);
             let _ = kill(worker.pid, Signal::SIGTERM);
         }
     }
 
     /// They are reaped as all others are.
     fn kill_all(&mut self) {
-        for worker in &mut self.workers {
+        for worker in &mut self.crew.members {
             worker.is_killed = true;
             let _ = kill(worker.pid, Signal::SIGKILL);
         }
     }
 
-    /// Forks what there should be and is not.
-    fn fork_missing(&mut self, body: Body<'_>) -> Result<(), Error> {
-        for index in 0..self.wanted {
-            let is_there = self.workers.iter().any(|worker| worker.index == index && worker.stays());
-            if !is_there && self.may_fork() {
-                self.fork(index, body)?;
-            }
-        }
-        if self.restart.is_some()
-            && self.may_fork()
-            && let Some(index) = self.next_to_replace()
-        {
-            self.fork(index, body)?;
-        }
-        Ok(())
-    }
-
     fn may_fork(&self) -> bool {
-        !self.is_ending && self.back_off.is_over(board::now())
+        !self.is_ending && self.crew.back_off.is_over(board::now())
     }
 
-    /// In a restart: the next worker of before for whom another should come. One at a time, and the next only when all serve and
-    /// nobody is about to end.
-    fn next_to_replace(&self) -> Option<usize> {
-        let is_quiet = self.workers.iter().all(|worker| worker.has_served && worker.stays());
-        let old = self.workers.iter().filter(|worker| worker.phase < self.phase);
-        old.map(|worker| worker.index).min().filter(|_| is_quiet)
+    /// Ends those who have to go before another comes.
+    fn replace(&mut self) {
+        if self.may_fork()
+            && let Some(Replace::After(number)) = self.crew.next_to_replace()
+        {
+            self.tell_to_end(number);
+        }
     }
 
-    fn fork(&mut self, index: usize, body: Body<'_>) -> Result<(), Error> {
-        let Some(place) = (0..PLACES).find(|place| self.workers.iter().all(|worker| worker.place != *place)) else {
-            return Ok(()); // Many are about to end.
-        };
-        self.board.clear(place);
+    /// Which one there should be and is not.
+    fn next_to_fork(&self) -> Option<usize> {
+        if !self.may_fork() || self.crew.members.len() >= PLACES {
+            return None;
+        }
+        let missing = (0..self.crew.wanted).find(|index| self.crew.is_missing(*index));
+        missing.or_else(|| match self.crew.next_to_replace() {
+            Some(Replace::Beside(index)) => Some(index),
+            _ => None,
+        })
+    }
+
+    /// In the child: what it has from here.
+    fn fork(&mut self, index: usize) -> Result<Option<Inheritance>, Error> {
+        let Some(place) = self.crew.free_place(PLACES) else { return Ok(None) };
+        self.board.take(place, index, self.crew.phase);
         if let Some(hook) = &mut self.settings.hooks.before_worker_fork {
             hook(index);
         }
         self.look_for_threads()?;
-        let forked_at = board::now();
         match make_child() {
-            Ok(None) => self.be_worker(index, place, body),
+            Ok(None) => {
+                let listeners = self.listeners.take().expect("there are some until it ends");
+                // The end of the pipe that says that the master lives is the master's alone.
+                let (master_lives, _) = self.lives.take().expect("the master's");
+                return Ok(Some(Inheritance { index, place, board: Arc::clone(&self.board), listeners, master_lives }));
+            }
             Ok(Some(pid)) => {
-                self.workers.push(Process {
-                    index,
-                    place,
-                    pid: Pid::from_raw(pid as i32),
-                    phase: self.phase,
-                    forked_at,
-                    has_served: false,
-                    ends_since: None,
-                    was_told_to_end: false,
-                    is_killed: false,
-                });
+                self.board.is_there(place, pid);
+                let most = self.settings.max_requests.map_or(u64::MAX, |(most, jitter)| most + chance(jitter));
+                self.crew.join(index, place, Pid::from_raw(pid as i32), board::now(), most);
                 if let Some(hook) = &mut self.settings.hooks.after_worker_fork {
                     hook(index, pid);
                 }
             }
             Err(error) => {
                 say(&format!("cannot fork worker {index}: {error}"));
-                self.back_off.failed(board::now());
-                if self.workers.is_empty() && self.back_off.failures >= CRASHES {
+                self.crew.back_off.failed(board::now());
+                if self.crew.members.is_empty() && self.crew.back_off.failures >= CRASHES {
                     return Err(Error::System(error));
                 }
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// In strict mode an error, as long as nobody serves. Later workers are killed for it no more: it is said, and tried again.
@@ -357,7 +422,7 @@ impl Master {
                 thread::sleep(Duration::from_millis(1));
                 others = other_threads();
             }
-            if !others.is_empty() && !self.workers.iter().any(|worker| worker.has_served) {
+            if !others.is_empty() && !self.crew.members.iter().any(|worker| worker.has_served) {
                 return Err(Error::Threads(others.join(", ")));
             }
         }
@@ -370,54 +435,11 @@ impl Master {
         Ok(())
     }
 
-    /// In the child.
-    fn be_worker(&mut self, index: usize, place: usize, body: Body<'_>) -> ! {
-        let outcome = catch_unwind(AssertUnwindSafe(|| -> Result<(), Failed> {
-            // The end of it that says that the master lives is the master's alone.
-            let (master_lives, _) = self.lives.take().expect("the master's");
-            // For those who wait for children of their own. All others stay blocked: by default they would end it.
-            SigSet::from(Signal::SIGCHLD).thread_unblock()?;
-            let shutdown = Shutdown::new(&self.board, place)?;
-            let limit = self.settings.worker_shutdown_timeout;
-            let worker = Worker {
-                index,
-                place,
-                threads: self.settings.threads,
-                timeout: self.settings.worker_timeout,
-                drains_for: limit / 4,
-                listeners: Mutex::new(self.listeners.take().expect("the cluster's")),
-                board: Arc::clone(&self.board),
-                shutdown: shutdown.clone(),
-            };
-            let (board, master) = (Arc::clone(&self.board), getppid());
-            let watch = thread::Builder::new().name("watches the master".into());
-            watch.spawn(move || watch_for_the_end(&master_lives, master, &shutdown, &board, limit))?;
-            let hooks = &self.settings.hooks;
-            hooks.on_worker_boot.as_ref().map_or(Ok(()), |hook| hook(&worker))?;
-            body(&worker)?;
-            // Another may take its place.
-            worker.shutdown.request();
-            hooks.on_worker_shutdown.as_ref().map_or(Ok(()), |hook| hook(&worker))
-        }));
-        let code = match outcome {
-            Ok(Ok(())) => 0,
-            Ok(Err(error)) => {
-                say(&format!("worker {index}: {error}"));
-                1
-            }
-            Err(_) => 101,
-        };
-        process::exit(code);
-    }
-
     fn reap(&mut self) {
         let mut number = 0;
-        while number < self.workers.len() {
-            match ending(waitpid(self.workers[number].pid, Some(WaitPidFlag::WNOHANG))) {
-                Some(status) => {
-                    let worker = self.workers.swap_remove(number);
-                    self.has_ended(&worker, status);
-                }
+        while number < self.crew.members.len() {
+            match ending(waitpid(self.crew.members[number].pid, Some(WaitPidFlag::WNOHANG))) {
+                Some(status) => self.has_ended(number, status),
                 None => number += 1,
             }
         }
@@ -425,14 +447,17 @@ impl Master {
         while process::id() == 1 {
             let ended = waitpid(None, Some(WaitPidFlag::WNOHANG));
             let Some(pid) = ended.ok().and_then(|status| status.pid()) else { break };
-            if let Some(number) = self.workers.iter().position(|worker| worker.pid == pid) {
-                let worker = self.workers.swap_remove(number);
-                self.has_ended(&worker, ending(ended).unwrap_or_default());
+            if let Some(number) = self.crew.members.iter().position(|worker| worker.pid == pid) {
+                self.has_ended(number, ending(ended).unwrap_or_default());
             }
         }
     }
 
-    fn has_ended(&mut self, worker: &Process, status: ExitStatus) {
+    fn has_ended(&mut self, number: usize, status: ExitStatus) {
+        let mut worker = self.crew.members.swap_remove(number);
+        // What it told last.
+        worker.has_served |= self.board.has_served(worker.place);
+        self.board.leave(worker.place);
         if let Some(hook) = &mut self.settings.hooks.after_worker_shutdown {
             hook(worker.index, status);
         }
@@ -440,39 +465,13 @@ impl Master {
             return;
         }
         say(&format!("worker {} (process {}) ended: {status}", worker.index, worker.pid));
-        let now = board::now();
-        let never_served = !self.board.has_served(worker.place);
-        if never_served {
-            self.back_off.last = status;
-            self.back_off.failed(now);
-        } else if now.saturating_sub(worker.forked_at) < SHORT_LIFE {
-            self.back_off.pause(now);
+        if self.crew.has_failed(&worker, status, board::now()) {
+            say("the restart is given up, for a replacement did not come to serve; who has not been replaced stays");
+            self.service_manager.ready();
+            let needless: Vec<usize> =
+                (0..self.crew.members.len()).filter(|number| self.crew.is_needless(*number)).collect();
+            needless.into_iter().for_each(|number| self.tell_to_end(number));
         }
-        let is_of = |other: &Process| other.index == worker.index && other.phase < worker.phase && other.stays();
-        if never_served
-            && let Some(restart) = &mut self.restart
-            && self.workers.iter().any(is_of)
-        {
-            restart.failed += 1;
-            if !restart.is_proved || restart.failed >= FAILED_REPLACEMENTS {
-                self.give_up_the_restart();
-            }
-        }
-    }
-
-    /// The old ones stay, and of the new ones those that have taken an old one's place.
-    fn give_up_the_restart(&mut self) {
-        say("the restart is given up, for a replacement did not come to serve; who has not been replaced stays");
-        self.restart = None;
-        self.back_off.failures = 0;
-        for number in 0..self.workers.len() {
-            let worker = &self.workers[number];
-            let is_of = |other: &Process| other.index == worker.index && other.phase < worker.phase && other.stays();
-            if self.workers.iter().any(is_of) {
-                self.tell_to_end(number);
-            }
-        }
-        self.workers.iter_mut().for_each(|worker| worker.phase = self.phase);
     }
 
     /// What workers have told, and what they have not.
@@ -483,80 +482,96 @@ impl Master {
         if slept > SLEPT {
             // Whoever stopped the master may have stopped them as well.
             self.spared_until = now.saturating_add(millis(self.settings.worker_timeout));
-            for worker in &mut self.workers {
+            for worker in &mut self.crew.members {
                 worker.forked_at += slept;
                 worker.ends_since = worker.ends_since.map(|since| since + slept);
             }
         }
-        for number in 0..self.workers.len() {
+        for number in 0..self.crew.members.len() {
             self.look_at(number, now);
         }
-        self.end_the_surplus();
-        let serving = self.workers.iter().filter(|worker| worker.has_served && worker.stays()).count();
-        if !self.is_booted && !self.is_ending && serving == self.wanted {
+        self.weigh(now);
+        for number in 0..self.crew.members.len() {
+            if self.crew.is_surplus(number) {
+                self.tell_to_end(number);
+            }
+        }
+        if self.crew.is_through() {
+            say("the restart is through");
+            self.service_manager.ready();
+        }
+        if !self.is_ending && self.crew.restarts_again() {
+            self.restart();
+        }
+        self.board.set(Of::Phase, self.crew.phase);
+        let serving = self.crew.serving();
+        if !self.is_booted && !self.is_ending && !self.crew.is_restarting() && serving == self.crew.wanted {
             self.is_booted = true;
             if let Some(hook) = &mut self.settings.hooks.after_booted {
                 hook();
             }
+            self.service_manager.ready();
         }
+        let status = format!("{serving} of {} workers serve, phase {}", self.crew.wanted, self.crew.phase);
+        self.service_manager.hears(status, serving > 0, now);
     }
 
     fn look_at(&mut self, number: usize, now: u64) {
-        let worker = &mut self.workers[number];
+        let worker = &mut self.crew.members[number];
         if self.board.ends(worker.place) {
             worker.ends_since.get_or_insert(now);
         }
+        worker.is_worn |= self.board.requests(worker.place) >= worker.most_requests;
         if self.board.has_served(worker.place) && !worker.has_served {
-            worker.has_served = true;
-            self.back_off.failures = 0;
-            if let Some(restart) = self.restart.as_mut().filter(|_| worker.phase == self.phase) {
-                restart.is_proved = true;
-            }
+            self.crew.has_come_to_serve(number);
         }
+        let worker = &mut self.crew.members[number];
         let over = |since: u64, time: Duration| now > since.saturating_add(millis(time));
         let settings = &self.settings;
-        let (why, is_hopeless) = match worker.ends_since {
-            Some(since) if over(since, settings.worker_shutdown_timeout) => ("has not ended in time", true),
-            Some(_) => return,
+        let is_hopeless = match worker.ends_since {
+            Some(since) if over(since, settings.worker_shutdown_timeout) => Some("has not ended in time"),
             None if !worker.has_served && over(worker.forked_at, settings.worker_boot_timeout) => {
-                ("has not come to serve in time", true)
+                Some("has not come to serve in time")
             }
-            // Its other threads may be about something that they can finish.
-            None if now >= self.spared_until && self.board.is_wedged(worker.place, now) => {
-                ("is wedged: a thread of its has been about one thing for too long", false)
-            }
-            None => return,
+            _ => None,
         };
-        if worker.is_killed {
-            return;
-        }
-        let what = if is_hopeless { "killed" } else { "told to end" };
-        say(&format!("worker {} (process {}) {why}, and is {what}", worker.index, worker.pid));
-        if is_hopeless {
-            worker.is_killed = true;
-            let _ = kill(worker.pid, Signal::SIGKILL);
-        } else {
+        let (index, pid) = (worker.index, worker.pid);
+        if let Some(why) = is_hopeless {
+            if !std::mem::replace(&mut worker.is_killed, true) {
+                say(&format!("worker {index} (process {pid}) {why}, and is killed"));
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+        } else if worker.stays()
+            && now >= self.spared_until
+            && let Some(thread) = self.board.wedged(worker.place, now)
+        {
+            // Its other threads may be about something that they can finish.
+            say(&format!(
+                "worker {index} (process {pid}) is wedged: its thread {thread} has been about one thing for too long. It is told to end"
+            ));
+            let id = self.board.thread(worker.place, thread, OfThread::Id);
+            if settings.backtrace && id != 0 {
+                let _ = backtrace::ask(pid.as_raw() as u32, id, Signal::SIGABRT as i32);
+            }
             self.tell_to_end(number);
         }
     }
 
-    /// Those for whom others serve already, and those beyond what is wanted.
-    fn end_the_surplus(&mut self) {
-        for number in 0..self.workers.len() {
-            let worker = &self.workers[number];
-            let is_successor = |other: &Process| {
-                other.index == worker.index && other.phase > worker.phase && other.has_served && other.stays()
-            };
-            if worker.index >= self.wanted || self.workers.iter().any(is_successor) {
-                self.tell_to_end(number);
-            }
-        }
-        if self.restart.is_some() && self.workers.iter().all(|worker| worker.phase == self.phase && worker.has_served) {
-            say("the restart is through");
-            self.restart = None;
-        }
-        if self.restart.is_none() && !self.is_ending && std::mem::take(&mut self.restarts_again) {
-            self.restart();
+    /// Now and then, one worker after the other: it takes a while, and that worker can map no memory meanwhile.
+    fn weigh(&mut self, now: u64) {
+        let (last, at) = self.weighed;
+        let Some(most) = self.settings.max_memory.filter(|_| now >= at + MEMORY_ROUND) else { return };
+        let next = if last + 1 < self.crew.members.len() { last + 1 } else { 0 };
+        self.weighed = (next, now);
+        if let Some(worker) = self.crew.members.get_mut(next).filter(|worker| worker.stays() && worker.has_served)
+            && let Some(memory) = proportional_memory(worker.pid)
+            && memory > most
+            && !std::mem::replace(&mut worker.is_worn, true)
+        {
+            say(&format!(
+                "worker {} (process {}) has {memory} bytes for itself: another follows",
+                worker.index, worker.pid
+            ));
         }
     }
 }
@@ -565,7 +580,7 @@ impl Drop for Master {
     /// If a hook panicked, or for an error: nobody else would wait for them.
     fn drop(&mut self) {
         self.kill_all();
-        for worker in &self.workers {
+        for worker in &self.crew.members {
             let _ = waitpid(worker.pid, None);
         }
     }
@@ -582,43 +597,27 @@ fn ending(waited: nix::Result<WaitStatus>) -> Option<ExitStatus> {
     }
 }
 
+/// In bytes. What several processes have in common is shared out among them.
+fn proportional_memory(pid: Pid) -> Option<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+fn counted(workers: usize) -> String {
+    format!("{workers} {}", if workers == 1 { "worker" } else { "workers" })
+}
+
+/// A number up to this one.
+fn chance(most: u64) -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(board::now()) % most.saturating_add(1).max(1)
+}
+
 /// By their names, as far as they have one.
 fn other_threads() -> Vec<String> {
     let own = getpid().to_string();
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let others = threads.filter(|thread| thread.file_name().to_str() != Some(&own));
     others.map(|thread| fs::read_to_string(thread.path().join("comm")).unwrap_or_default().trim().to_owned()).collect()
-}
-
-/// In a worker, on a thread of its own: the master's signals, and its end.
-fn watch_for_the_end(master_lives: &PipeReader, master: Pid, shutdown: &Shutdown, board: &Board, limit: Duration) {
-    let ends = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT]);
-    let Ok(signals) = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else {
-        return shutdown.request();
-    };
-    let mut alone_since = None;
-    loop {
-        let mut waits = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-        if alone_since.is_none() {
-            waits.push(PollFd::new(master_lives.as_fd(), PollFlags::POLLIN));
-        }
-        let _ = poll(&mut waits, PollTimeout::from(1000_u16));
-        // Somebody else may hold the pipe open: a program that the master forked.
-        let pipe_ended = waits.get(1).is_some_and(|pipe| pipe.any().unwrap_or(true));
-        while let Ok(Some(signal)) = signals.read_signal() {
-            if signal.ssi_signo as i32 == Signal::SIGQUIT as i32 {
-                let _ = raise(Signal::SIGKILL);
-            }
-            shutdown.request();
-        }
-        if pipe_ended || getppid() != master {
-            let since = *alone_since.get_or_insert_with(board::now);
-            board.set_cluster_ends();
-            shutdown.request();
-            // Nobody is left who would do it.
-            if board::now() > since.saturating_add(millis(limit)) {
-                let _ = raise(Signal::SIGKILL);
-            }
-        }
-    }
 }

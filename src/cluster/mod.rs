@@ -28,11 +28,30 @@
 //! | --- | --- |
 //! | `TERM`, `INT` | the workers let in what waits for it (for a quarter of [`worker_shutdown_timeout`](Builder::worker_shutdown_timeout) at most), finish what they have, and end; who has not when that is over is killed. Then [`run`](Builder::run) returns `Ok` |
 //! | a second `INT`, `QUIT` | all are killed at once |
-//! | `TTIN`, `TTOU` | one worker more, or fewer; at least one |
-//! | `USR1` | phased restart: each worker is replaced by one that serves already, one after the other. If the first replacement does not come to serve, or three later ones, the restart is given up and who has not been replaced stays. In the middle of one: another after it |
+//! | `TTIN`, `TTOU` | one worker more, or fewer; at least one, and no more than [fit](Builder::sized) |
+//! | `USR1` | phased restart: each worker is replaced by one that serves already, [one at a time](Builder::max_surge). If the first replacement does not come to serve, or three later ones, the restart is given up and who has not been replaced stays. In the middle of one: another after it |
+//! | `USR2` | [restart by exec](#restart-by-exec) |
 //! | `HUP` | [`on_hup`](Builder::on_hup); it never stops anything |
 //!
-//! `TERM` to a worker has it end in the same way, and another takes its place.
+//! `TERM` to a worker has it end in the same way, and another takes its place. All but `USR2` can be had over the
+//! [control socket](Builder::control_socket), too, with an answer when it is done.
+//!
+//! # Restart by exec
+//!
+//! After `USR1` the workers are new, but copies of the same master. `USR2` has the master become the program that lies at its path now, with
+//! the arguments and the environment that it had: another release. It keeps its pid, its sockets, and its workers, who serve until the
+//! new master has replaced them as in a phased restart. So nobody is turned away; and if the new workers do not come to serve, the old
+//! ones stay.
+//!
+//! What the new program says has to be listened on is taken over, if it is said in the same words; the rest is closed. If it ends before
+//! it comes to [`run`](Builder::run), the old workers finish what they have, and end. Until then signals wait for it.
+//!
+//! # A service manager
+//!
+//! With `Type=notify` systemd is told when all workers serve (`READY`), that a restart is under way (`RELOADING`, also as
+//! `Type=notify-reload` wants it, by `HUP` or another signal), of the end (`STOPPING`), and how many serve (`STATUS`). With `WatchdogSec=` it
+//! hears that all is well as long as a worker serves that is not wedged. [Sockets that it passes](Builder::listen_systemd) are kept over a
+//! restart by exec.
 //!
 //! # A heartbeat means progress
 //!
@@ -41,22 +60,44 @@
 //! before it is killed. The clock is one that does not go on while the machine is suspended, and a master that was stopped itself
 //! holds nobody to be wedged for that. Workers that accept by themselves have a [`heartbeat`](Worker::heartbeat) if they see to it.
 //!
+//! That is the deadline of a request: [`worker_timeout`](Builder::worker_timeout) for each that is let in, or what a thread
+//! [says](WorkerThread::may_take). A thread cannot be stopped in the middle of what it does, only its process.
+//!
+//! # What it does not do
+//!
+//! - No thread of the master's ever serves, and no worker forks others from what it has warmed up (Puma's and Pitchfork's refork): what it
+//!   saves is memory that was written to after the fork, in languages whose collector writes to all of it. Rust's does not exist. What
+//!   should be shared is loaded in the master; and a worker that forks is a process with threads that forks.
+//! - No thread is added or taken away by load (but see [`min_threads`](Builder::min_threads)).
+//!
 //! # The end of the master
 //!
 //! However it comes, workers see it: they finish what they have, within the same limit, and end.
 
 mod board;
+mod child;
+mod control;
+mod crew;
+mod legacy;
 mod listeners;
 mod master;
+#[cfg(feature = "sizing")]
+mod room;
 mod settings;
+mod status;
+mod systemd;
 mod worker;
 
+pub use control::{Command, ControlError};
 pub use listeners::{Listener, Stream};
 pub use settings::Builder;
+pub use status::{Status, ThreadStatus, WorkerStatus};
 pub use worker::{Heartbeat, Shutdown, Worker, WorkerThread};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::process::ExitStatus;
 
 /// Why a cluster could not begin, or had to end.
@@ -111,7 +152,15 @@ pub fn unblock_signals() -> io::Result<()> {
     SigSet::empty().thread_set_mask().map_err(Into::into)
 }
 
-/// On standard error, if that can be written to: the cluster does not end for a line in a log.
+/// On standard error, if that can be written to at once: the cluster neither ends nor waits for a line in a log.
 fn say(what: &str) {
-    let _ = writeln!(io::stderr(), "cluster {}: {what}", std::process::id());
+    let mut stderr = io::stderr();
+    let takes_more = |stderr: &io::Stderr| {
+        let mut looks = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut looks, PollTimeout::ZERO).is_ok()
+            && looks[0].revents().is_some_and(|now| now.contains(PollFlags::POLLOUT))
+    };
+    if takes_more(&stderr) {
+        let _ = writeln!(stderr, "cluster {}: {what}", std::process::id());
+    }
 }

@@ -1,7 +1,8 @@
 //! What a cluster is told: how many, for how long, and what to do at each turn.
 
 use super::board::PLACES;
-use super::listeners::{Bind, Listener};
+use super::legacy::Legacy;
+use super::listeners::{Bind, Bound, Listener};
 use super::{Error, Worker};
 use std::env;
 use std::fmt;
@@ -16,15 +17,33 @@ const MOST_THREADS: usize = 1024;
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
+/// For how many workers there is room, and why for no more.
+#[derive(Debug)]
+pub(super) struct Room {
+    pub(super) most_workers: usize,
+    pub(super) why: String,
+    pub(super) report: String,
+    pub(super) refuses: bool,
+}
+
 /// Settings for a cluster, under the names that Puma gave them.
 pub struct Builder {
     pub(super) workers: usize,
     pub(super) threads: usize,
+    pub(super) min_threads: usize,
     pub(super) binds: Vec<Bind>,
+    pub(super) bound: Vec<Bound>,
+    pub(super) legacy: Option<Legacy>,
+    pub(super) control_socket: Option<PathBuf>,
     pub(super) worker_timeout: Duration,
     pub(super) worker_boot_timeout: Duration,
     pub(super) worker_shutdown_timeout: Duration,
+    pub(super) max_requests: Option<(u64, u64)>,
+    pub(super) max_memory: Option<u64>,
+    pub(super) max_surge: usize,
+    pub(super) backtrace: bool,
     pub(super) strict: bool,
+    pub(super) room: Option<Room>,
     pub(super) hooks: Hooks,
 }
 
@@ -47,11 +66,20 @@ impl Default for Builder {
         Self {
             workers: 2,
             threads: 5,
+            min_threads: usize::MAX,
             binds: Vec::new(),
+            bound: Vec::new(),
+            legacy: None,
+            control_socket: None,
             worker_timeout: Duration::from_secs(60),
             worker_boot_timeout: Duration::from_secs(60),
             worker_shutdown_timeout: Duration::from_secs(30),
+            max_requests: None,
+            max_memory: None,
+            max_surge: 1,
+            backtrace: false,
             strict: false,
+            room: None,
             hooks: Hooks::default(),
         }
     }
@@ -59,8 +87,9 @@ impl Default for Builder {
 
 impl Builder {
     /// As the environment says, as far as it says anything: `WEB_CONCURRENCY` (workers: a number, or `auto` for as many as the process
-    /// may use cores, at least one), `RAILS_MAX_THREADS`, `MAX_THREADS` or `PUMA_MAX_THREADS` (threads of each), and `PORT` (on all
-    /// addresses of the machine; without it nothing is listened on but what you say).
+    /// may use cores, at least one), `RAILS_MAX_THREADS`, `MAX_THREADS` or `PUMA_MAX_THREADS` (threads of each), the same with `MIN` (see
+    /// [`min_threads`](Self::min_threads)), and `PORT` (on all addresses of the machine; without it nothing is listened on but what you
+    /// say).
     ///
     /// # Errors
     ///
@@ -72,6 +101,9 @@ impl Builder {
         }
         if let Some((name, text)) = said(&["RAILS_MAX_THREADS", "MAX_THREADS", "PUMA_MAX_THREADS"]) {
             settings.threads = number(name, &text, MOST_THREADS)?;
+        }
+        if let Some((name, text)) = said(&["RAILS_MIN_THREADS", "MIN_THREADS", "PUMA_MIN_THREADS"]) {
+            settings.min_threads = text.parse().map_err(|_| wrong(name, &text, "a number"))?;
         }
         if let Some((name, text)) = said(&["PORT"]) {
             let port: u16 = text.parse().map_err(|_| wrong(name, &text, "a port"))?;
@@ -94,7 +126,15 @@ impl Builder {
         self
     }
 
-    /// Listens here, once for all workers. May be called more than once. Port 0 is any; [`Worker::listeners`] says which.
+    /// How many of them [`Worker::run_threads`] starts at once; each other one when all that there are have something to do. They
+    /// stay. Default: all. As in Puma a number above [`threads`](Self::threads) means that many; at least one is started.
+    #[must_use]
+    pub fn min_threads(mut self, threads: usize) -> Self {
+        self.min_threads = threads;
+        self
+    }
+
+    /// Listens here, once for all workers. May be called more than once. Port 0 is any; [`bind`](Self::bind) says which.
     #[must_use]
     pub fn listen_tcp(mut self, address: impl Into<SocketAddr>) -> Self {
         self.binds.push(Bind::Tcp(address.into()));
@@ -108,10 +148,43 @@ impl Builder {
         self
     }
 
-    /// Listens on what you have bound, or were given.
+    /// Listens on the sockets that systemd passes (`LISTEN_FDS`): on all, however many, or on those of a name (`FileDescriptorName=` in
+    /// the `.socket` unit). None of that name is an error.
+    #[must_use]
+    pub fn listen_systemd(mut self, name: Option<&str>) -> Self {
+        self.binds.push(Bind::Passed(name.map(Into::into)));
+        self
+    }
+
+    /// Listens on what you have bound, or were given. At a [restart by exec](super#restart-by-exec) it is closed, and you make another.
     #[must_use]
     pub fn listener(mut self, listener: impl Into<Listener>) -> Self {
-        self.binds.push(Bind::Done(listener.into()));
+        self.binds.push(Bind::Own(listener.into()));
+        self
+    }
+
+    /// Listens from now on, and says on what: all that was asked for, in that order. [`run`](Self::run) does it if you do not.
+    ///
+    /// # Errors
+    ///
+    /// It cannot listen there.
+    pub fn bind(&mut self) -> Result<Vec<&Listener>, Error> {
+        let legacy = self.legacy.get_or_insert_with(Legacy::take);
+        for bind in self.binds.drain(..) {
+            self.bound.extend(bind.bind(legacy)?);
+        }
+        Ok(self.bound.iter().map(|bound| &bound.listener).collect())
+    }
+
+    /// Answers who asks at this path how the cluster stands, and does what it is told to: see [`Command`](super::Command). Only for who
+    /// may do what the master may (mode 0600). Default: nowhere.
+    ///
+    /// It speaks lines (`status`, `restart`, `scale 3`, `stop`, and ` wait` after each but the first, for an answer when it is done;
+    /// answered by `ok ` or `error ` and a text), and HTTP: `curl --unix-socket PATH http://cluster/status`,
+    /// `curl --unix-socket PATH -X POST 'http://cluster/restart?wait'`.
+    #[must_use]
+    pub fn control_socket(mut self, path: impl Into<PathBuf>) -> Self {
+        self.control_socket = Some(path.into());
         self
     }
 
@@ -134,6 +207,40 @@ impl Builder {
     #[must_use]
     pub fn worker_shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.worker_shutdown_timeout = timeout;
+        self
+    }
+
+    /// Has each worker replaced after so many requests: what leaks comes to an end. Each has up to `jitter` more, by chance, so that they
+    /// do not go together. Never more than one at a time, and none before another serves. A request is what a thread has
+    /// [done](Worker::heartbeat), or a client that it has [let in](super::WorkerThread::accept). Default: never.
+    #[must_use]
+    pub fn max_requests(mut self, requests: u64, jitter: u64) -> Self {
+        self.max_requests = Some((requests, jitter));
+        self
+    }
+
+    /// Has a worker replaced, as [`max_requests`](Self::max_requests) does, when it has more than so many bytes of memory for itself: its
+    /// proportional share (PSS), for what it has in common with the master counts as its own in other figures. Looked at every few
+    /// seconds, one worker at a time; on kernels that do not tell it never. Default: never.
+    #[must_use]
+    pub fn max_memory(mut self, bytes: u64) -> Self {
+        self.max_memory = Some(bytes);
+        self
+    }
+
+    /// How many more workers there may be while they are replaced in a restart, which is how many are replaced at a time, when the first
+    /// has come to serve. With 0 each ends before another takes its place: where no connection more can be had. Default 1.
+    #[must_use]
+    pub fn max_surge(mut self, workers: usize) -> Self {
+        self.max_surge = workers;
+        self
+    }
+
+    /// Whether a thread that is found wedged tells on standard error where it is, which needs debug information to be of use. It takes
+    /// SIGABRT in the workers. Default: no.
+    #[must_use]
+    pub fn backtrace_of_wedged(mut self, backtrace: bool) -> Self {
+        self.backtrace = backtrace;
         self
     }
 
@@ -208,6 +315,8 @@ impl Builder {
             () if self.threads == 0 => zero("threads"),
             () if self.workers > MOST_WORKERS => most("workers", self.workers, MOST_WORKERS),
             () if self.threads > MOST_THREADS => most("threads", self.threads, MOST_THREADS),
+            () if self.max_requests.is_some_and(|(requests, _)| requests == 0) => zero("max_requests"),
+            () if self.max_memory == Some(0) => zero("max_memory"),
             () if self.worker_timeout.is_zero() => zero("worker_timeout"),
             () if self.worker_boot_timeout.is_zero() => zero("worker_boot_timeout"),
             () => Ok(()),

@@ -1,16 +1,18 @@
 //! A worker, from within.
 
-use super::board::{self, Board};
+use super::board::{self, Board, Of, OfThread};
 use super::listeners::{Listener, Stream};
+use super::status::Status;
 use crate::Deadline;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::gettid;
 use std::fmt;
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, Scope};
 use std::time::Duration;
 
 /// One of the processes that serve.
@@ -19,6 +21,7 @@ pub struct Worker {
     pub(super) index: usize,
     pub(super) place: usize,
     pub(super) threads: usize,
+    pub(super) min_threads: usize,
     pub(super) timeout: Duration,
     /// For how long it lets in who waits, when the cluster ends.
     pub(super) drains_for: Duration,
@@ -68,6 +71,11 @@ impl Worker {
         &self.shutdown
     }
 
+    /// How the whole cluster stands.
+    pub fn status(&self) -> Status {
+        Status::read(&self.board)
+    }
+
     /// Says that it serves from here on. [`WorkerThread::accept`] does.
     pub fn ready(&self) {
         self.board.set_serves(self.place);
@@ -87,21 +95,48 @@ impl Worker {
     ///
     /// When one of them does, or cannot be started, after the others have returned.
     pub fn run_threads(&self, body: impl Fn(&WorkerThread<'_>) + Sync) {
+        let team = Team { worker: self, body: &body, started: AtomicUsize::new(0), idle: AtomicUsize::new(0) };
         thread::scope(|scope| {
-            for number in 0..self.threads {
-                let body = &body;
-                let run = move || {
-                    let thread = WorkerThread { worker: self, heartbeat: self.heartbeat(number) };
-                    let _leaves = Leaves(&thread);
-                    body(&thread);
-                };
-                let name = format!("worker {} thread {number}", self.index);
-                if let Err(error) = thread::Builder::new().name(name).spawn_scoped(scope, run) {
-                    self.shutdown.request(); // Or the others would serve for ever, and one be missing.
-                    panic!("cannot start thread {number} of worker {}: {error}", self.index);
-                }
+            for _ in 0..self.min_threads {
+                team.start(scope);
             }
         });
+    }
+}
+
+/// The threads of [`Worker::run_threads`].
+struct Team<'a> {
+    worker: &'a Worker,
+    body: &'a (dyn Fn(&WorkerThread<'_>) + Sync),
+    started: AtomicUsize,
+    /// So many wait for a client.
+    idle: AtomicUsize,
+}
+
+impl Team<'_> {
+    /// One thread more, if there may be.
+    fn start<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
+        let Worker { index, threads, .. } = *self.worker;
+        let one_more = |started| (started < threads).then_some(started + 1);
+        let Ok(number) = self.started.fetch_update(SeqCst, SeqCst, one_more) else { return };
+        let run = move || {
+            let is_busy = || {
+                if self.idle.fetch_sub(1, SeqCst) == 1 && !self.worker.shutdown.is_requested() {
+                    self.start(scope);
+                }
+            };
+            let heartbeat = self.worker.heartbeat(number);
+            let thread = WorkerThread { worker: self.worker, heartbeat, idle: &self.idle, is_busy: &is_busy };
+            thread.heartbeat.is_here();
+            let _leaves = Leaves(&thread);
+            (self.body)(&thread);
+        };
+        if let Err(error) =
+            thread::Builder::new().name(format!("worker {index} thread {number}")).spawn_scoped(scope, run)
+        {
+            self.worker.shutdown.request(); // Or the others would serve for ever, and one be missing.
+            panic!("cannot start thread {number} of worker {index}: {error}");
+        }
     }
 }
 
@@ -116,10 +151,23 @@ pub struct Heartbeat {
 impl Heartbeat {
     /// What the thread is about may take this long from now; then its worker is held to be wedged.
     pub fn may_take(&self, time: Duration) {
+        if self.board.thread(self.place, self.thread, OfThread::Id) == 0 {
+            self.is_here();
+        }
         self.board.may_take(self.place, self.thread, time);
     }
 
-    /// It is done.
+    fn is_here(&self) {
+        self.board.tell(self.place, self.thread, OfThread::Id, gettid().as_raw() as u64);
+    }
+
+    /// Which connection of a server's it uses, by the number that the server has for it (PostgreSQL's backend pid, the id of Redis's
+    /// `CLIENT ID`): shown in the [status](super::ThreadStatus::connections).
+    pub fn uses_connection(&self, number: u64) {
+        self.board.tell(self.place, self.thread, OfThread::Connection, number);
+    }
+
+    /// It is done: one request more has been.
     pub fn done(&self) {
         self.board.done(self.place, self.thread);
     }
@@ -130,7 +178,9 @@ struct Leaves<'a>(&'a WorkerThread<'a>);
 
 impl Drop for Leaves<'_> {
     fn drop(&mut self) {
-        self.0.heartbeat.done();
+        let Heartbeat { board, place, thread } = &self.0.heartbeat;
+        board.done(*place, *thread);
+        board.tell(*place, *thread, OfThread::Id, 0);
         if thread::panicking() {
             self.0.worker.shutdown.request();
         }
@@ -138,10 +188,18 @@ impl Drop for Leaves<'_> {
 }
 
 /// One of a worker's threads.
-#[derive(Debug)]
 pub struct WorkerThread<'a> {
     worker: &'a Worker,
     heartbeat: Heartbeat,
+    idle: &'a AtomicUsize,
+    /// It is not idle any more.
+    is_busy: &'a (dyn Fn() + Sync),
+}
+
+impl fmt::Debug for WorkerThread<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerThread").field("number", &self.number()).finish_non_exhaustive()
+    }
 }
 
 impl WorkerThread<'_> {
@@ -162,13 +220,20 @@ impl WorkerThread<'_> {
     /// [`worker_timeout`](super::Builder::worker_timeout); if it may take longer, it [says so](Self::may_take). A client that says nothing takes
     /// that time, too: set a read timeout.
     pub fn accept(&self) -> Option<Stream> {
-        let Worker { board, place, shutdown, timeout, drains_for, .. } = self.worker;
-        let listeners = self.worker.listeners();
         self.heartbeat.done();
-        board.set_serves(*place);
+        self.worker.ready();
+        self.idle.fetch_add(1, SeqCst);
+        let client = self.next_client();
+        (self.is_busy)();
+        client
+    }
+
+    fn next_client(&self) -> Option<Stream> {
+        let Worker { board, shutdown, timeout, drains_for, .. } = self.worker;
+        let listeners = self.worker.listeners();
         loop {
             let is_ending = shutdown.is_requested();
-            if is_ending && !(board.cluster_ends() && shutdown.requested_for() < *drains_for) {
+            if is_ending && !(board.get(Of::ClusterEnds) != 0 && shutdown.requested_for() < *drains_for) {
                 drop(self.worker.take_listeners());
                 return None;
             }
@@ -205,9 +270,20 @@ impl WorkerThread<'_> {
         }
     }
 
-    /// What it is about may take this long from now.
+    /// What it is about may take this long from now: more than [`worker_timeout`](super::Builder::worker_timeout), or another request of the
+    /// same client.
     pub fn may_take(&self, time: Duration) {
         self.heartbeat.may_take(time);
+    }
+
+    /// What it was about is done, and its client may say something else, or nothing for a while.
+    pub fn done(&self) {
+        self.heartbeat.done();
+    }
+
+    /// See [`Heartbeat::uses_connection`].
+    pub fn uses_connection(&self, number: u64) {
+        self.heartbeat.uses_connection(number);
     }
 }
 

@@ -20,6 +20,8 @@ compile_error!(
 #[cfg(any(target_arch = "mips64", target_arch = "mips64r6"))]
 compile_error!("forksafe does not support MIPS so far: its set of signals has 128 bits, and here they are 64");
 
+#[cfg(feature = "cluster")]
+pub(crate) mod backtrace;
 mod cell;
 mod ending;
 pub(crate) mod forks;
@@ -32,6 +34,8 @@ pub(crate) mod impatient;
 #[cfg(feature = "cluster")]
 pub(crate) mod make;
 mod observe;
+#[cfg(feature = "cluster")]
+pub(crate) mod passed;
 pub(crate) mod peek;
 mod per_process;
 #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for drivers that hide an event loop"))]

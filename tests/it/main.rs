@@ -11,6 +11,7 @@ mod callbacks;
 mod children;
 mod churn;
 mod cluster;
+mod cluster_program;
 mod control;
 mod credentials;
 mod customize;

@@ -1,0 +1,34 @@
+//! Descriptors that this process was given by the program before it: over exec, by number.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Takes a descriptor that the environment of this process names for it, for good. A program that this one starts does not get it.
+///
+/// Only once for each number, and only if whoever wrote the environment meant this process: nobody else here has it then.
+///
+/// # Errors
+///
+/// It is not open.
+pub(crate) fn take(fd: RawFd) -> io::Result<OwnedFd> {
+    set_flags(fd, libc::FD_CLOEXEC)?;
+    // SAFETY: it is open, and by the contract of this function nobody else in this process owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether the next program gets it, if this one execs.
+///
+/// # Errors
+///
+/// None for what is open.
+pub(crate) fn keep_over_exec(fd: BorrowedFd<'_>, keep: bool) -> io::Result<()> {
+    set_flags(fd.as_raw_fd(), if keep { 0 } else { libc::FD_CLOEXEC })
+}
+
+fn set_flags(fd: RawFd, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: a number that is not open is an error.
+    match unsafe { libc::fcntl(fd, libc::F_SETFD, flags) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
