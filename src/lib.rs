@@ -48,6 +48,7 @@
 //! | [`ManageConnection`], [`Attempt`], [`Deadline`] | what a driver implements; one line makes an `AsFd` client safe. [`wrap`] says how |
 //! | [`cookbook`] | recipes: a prefork server, a job runner, an extension, a static pool, passwords that change |
 //! | [`fork`] | without the pool: [`fork::PerProcess`] for anything that a child must make anew, [`fork::Guarded`] and [`fork::Registration`] for clients of your own, [`fork::on_child`] |
+//! | feature `net` | `fork::net`: a child disowns the connections that nobody has registered, too |
 //! | feature `redis` | `impl ManageConnection for redis::Client`, and `redis::RedisManager` with options |
 //! | feature `postgres` | `postgres::PostgresManager`, for `postgres::Client`s |
 //! | features `tracing`, `metrics` | what happens in a pool, for a subscriber or a recorder |

@@ -293,10 +293,8 @@ impl Client {
             let head = format!("Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n");
             format!("HTTP/1.1 {status}\r\n{head}\r\n{body}\n")
         } else {
-            match answer {
-                Ok(text) => format!("ok {text}\n"),
-                Err(text) => format!("error {text}\n"),
-            }
+            let (kind, text) = answer.as_ref().map_or_else(|error| ("error", error), |text| ("ok", text));
+            format!("{kind} {}\n", text.replace('\n', " "))
         };
         self.answer = Some(text.into_bytes());
     }

@@ -116,8 +116,9 @@ impl Crew {
         self.members.iter().filter(|member| member.serves()).count()
     }
 
+    /// Whether one should be forked. Without a surge not before the other one is gone.
     pub(super) fn is_missing(&self, index: usize) -> bool {
-        !self.members.iter().any(|member| member.index == index && member.stays())
+        !self.members.iter().any(|member| member.index == index && (member.stays() || self.surge == 0))
     }
 
     /// The next one for whom another should come: in a restart those of before, and as many at a time as there may be more; otherwise
@@ -298,7 +299,7 @@ mod tests {
                 let mut number = 0;
                 while number < self.crew.members.len() {
                     let member = &self.crew.members[number];
-                    if member.ends_since.is_some() {
+                    if member.ends_since.is_some_and(|since| since < self.now) {
                         self.crew.members.remove(number);
                     } else if !member.has_served && !serves(member.index) {
                         let member = self.crew.members.remove(number);

@@ -79,14 +79,20 @@ impl Bind {
     }
 }
 
-/// Once in the life of a program: each of them is its own from then on.
+/// Each once in the life of a program.
 fn passed_by_systemd(name: Option<&str>) -> io::Result<Vec<Bound>> {
-    let of_that_name = sd_notify::listen_fds_with_names()?.filter(|(_, passed)| name.is_none_or(|name| name == passed));
-    let bound = |fd| Ok(Bound { listener: Listener::of(passed::take(fd)?)?, kept: Kept::Passed });
-    let all = of_that_name.map(|(fd, _)| bound(fd)).collect::<io::Result<Vec<_>>>()?;
+    let mut all = Vec::new();
+    for (fd, passed_as) in sd_notify::listen_fds_with_names()? {
+        if name.is_none_or(|name| name == passed_as)
+            && let Some(fd) = passed::take(fd)?
+        {
+            all.push(Bound { listener: Listener::of(fd)?, kept: Kept::Passed });
+        }
+    }
     match name {
         Some(name) if all.is_empty() => {
-            let none = format!("no socket of that name was passed (LISTEN_FDNAMES has none that is {name:?})");
+            let none =
+                format!("no socket of that name was passed (LISTEN_FDNAMES has none that is {name:?}, or it is taken)");
             Err(io::Error::new(io::ErrorKind::NotFound, none))
         }
         _ => Ok(all),

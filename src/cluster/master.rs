@@ -81,10 +81,7 @@ impl Builder {
         let signals =
             SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(io::Error::from)?;
         let mut before = mask.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(io::Error::from)?;
-        if legacy.is_there() {
-            // The master before this one had blocked them.
-            SIGNALS.iter().for_each(|signal| before.remove(*signal));
-        }
+        legacy.unblocks(&mut before, &SIGNALS)?;
         let _restores = RestoresMask(before, &signals);
         let (listeners, kept) =
             self.bound.drain(..).map(|bound| (bound.listener, bound.kept)).unzip::<_, _, Vec<_>, _>();
@@ -252,7 +249,7 @@ impl Master {
             }
             Command::Scale(workers) => {
                 self.scale(workers)?;
-                Ok((format!("{workers} workers from now on"), Wait::Scale(workers)))
+                Ok((format!("{} from now on", counted(workers)), Wait::Scale(workers)))
             }
         }
     }
@@ -262,7 +259,7 @@ impl Master {
             Wait::Stop => None,
             _ if self.is_ending => Some(Err("the cluster ends".into())),
             Wait::Restart(phase) => self.crew.outcome(phase).map(|outcome| match outcome {
-                Ok(()) => Ok(format!("restart {phase} is through: {} workers serve", self.crew.serving())),
+                Ok(()) => Ok(format!("restart {phase} is through: serving with {}", counted(self.crew.serving()))),
                 Err(()) => Err(format!("restart {phase} was given up: a replacement did not come to serve")),
             }),
             Wait::Scale(workers) if self.crew.wanted != workers => {
@@ -270,7 +267,7 @@ impl Master {
             }
             Wait::Scale(workers) => {
                 let are_there = self.crew.serving() == workers && self.crew.members.len() == workers;
-                are_there.then(|| Ok(format!("{workers} workers serve")))
+                are_there.then(|| Ok(format!("serving with {}", counted(workers))))
             }
         }
     }
@@ -280,8 +277,9 @@ impl Master {
         match workers {
             0 => Err("a cluster has one worker at least".into()),
             _ if workers > most && workers > self.crew.wanted => {
-                let why = self.settings.room.as_ref().map_or("", |room| &room.says);
-                Err(format!("no more than {most} workers: {workers} are not to be had\n{why}").trim_end().into())
+                let why = self.settings.room.as_ref().filter(|room| room.most_workers <= MOST_WORKERS);
+                let why = why.map_or("it is the most that there can be", |room| &room.why);
+                Err(format!("no more than {} have room: {why}", counted(most)))
             }
             _ => {
                 self.crew.wanted = workers;
@@ -291,11 +289,11 @@ impl Master {
     }
 
     fn look_at_the_room(&self) -> Result<(), Error> {
-        let Some(Room { most_workers, says, refuses }) = &self.settings.room else { return Ok(()) };
-        says.lines().for_each(say);
+        let Some(Room { most_workers, report, refuses, .. }) = &self.settings.room else { return Ok(()) };
+        report.lines().for_each(say);
         if *refuses && self.crew.wanted > *most_workers {
-            let wanted = self.crew.wanted;
-            return Err(Error::Setting(format!("{wanted} workers where {most_workers} fit\n{says}")));
+            let (wanted, fit) = (counted(self.crew.wanted), if *most_workers == 1 { "fits" } else { "fit" });
+            return Err(Error::Setting(format!("{wanted} where {most_workers} {fit}\n{report}")));
         }
         Ok(())
     }
@@ -601,6 +599,10 @@ fn proportional_memory(pid: Pid) -> Option<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+fn counted(workers: usize) -> String {
+    format!("{workers} {}", if workers == 1 { "worker" } else { "workers" })
 }
 
 /// A number up to this one.

@@ -31,8 +31,24 @@ impl Builder {
     /// [fit](Report::workers_at_most). When those that it begins with do not fit it warns, by the report, or, if `refuse`, does not begin.
     #[must_use]
     pub fn sized(mut self, report: &Report, refuse: bool) -> Self {
-        let most_workers = report.workers_at_most().map_or(usize::MAX, |workers| workers as usize);
-        self.room = Some(Room { most_workers, says: report.to_string(), refuses: refuse });
+        let most = report.workers_at_most();
+        self.room = Some(Room {
+            most_workers: most.map_or(usize::MAX, |workers| workers as usize),
+            why: most.map_or(String::new(), |most| why_no_more_than(most, report)),
+            report: report.to_string(),
+            refuses: refuse,
+        });
         self
     }
+}
+
+/// What one worker more would need, and where that is not to be had.
+fn why_no_more_than(most: u32, report: &Report) -> String {
+    let more = report.of_plan(report.plan().clone().workers(most.saturating_add(1)));
+    let too_small = more.standings().filter(|standing| standing.too_many() > 0).filter_map(|standing| {
+        let limit = standing.capacity()?.tightest()?;
+        let (server, needed) = (standing.server(), standing.demand().at_worst());
+        Some(format!("{server} would need {needed} connections, and has {} ({})", limit.to_be_had(), limit.what()))
+    });
+    too_small.collect::<Vec<_>>().join("; ")
 }

@@ -17,11 +17,12 @@ const MOST_THREADS: usize = 1024;
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
-/// For how many workers there is room, and who says so.
+/// For how many workers there is room, and why for no more.
 #[derive(Debug)]
 pub(super) struct Room {
     pub(super) most_workers: usize,
-    pub(super) says: String,
+    pub(super) why: String,
+    pub(super) report: String,
     pub(super) refuses: bool,
 }
 
@@ -123,6 +124,11 @@ impl Builder {
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads;
         self
+    }
+
+    /// What was set by [`threads`](Self::threads), or by the environment: what a pool for them is to hold, built before the fork.
+    pub fn threads_of_worker(&self) -> usize {
+        self.threads
     }
 
     /// How many of them [`Worker::run_threads`] starts at once; each other one when all that there are have something to do. They

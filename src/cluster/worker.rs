@@ -58,7 +58,7 @@ impl Worker {
         static COMPLAINED: AtomicBool = AtomicBool::new(false);
         let is_usual = error.kind() == io::ErrorKind::ConnectionAborted;
         if !is_usual && !COMPLAINED.swap(true, SeqCst) {
-            super::say(&format!("worker {} cannot accept: {error}", self.index));
+            super::say(&format!("worker {} cannot serve more: {error}", self.index));
         }
     }
 
@@ -104,7 +104,10 @@ impl Worker {
         };
         thread::scope(|scope| {
             for _ in 0..self.min_threads {
-                team.start(scope);
+                if let Err(error) = team.start(scope) {
+                    self.shutdown.request(); // Or the others would serve for ever, and one be missing.
+                    panic!("cannot start a thread of worker {}: {error}", self.index);
+                }
             }
         });
     }
@@ -123,14 +126,15 @@ struct Team<'a> {
 
 impl Team<'_> {
     /// One thread more, if there may be.
-    fn start<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
+    fn start<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> io::Result<()> {
         let Worker { index, threads, .. } = *self.worker;
         let one_more = |started| (started < threads).then_some(started + 1);
-        let Ok(number) = self.started.fetch_update(SeqCst, SeqCst, one_more) else { return };
+        let Ok(number) = self.started.fetch_update(SeqCst, SeqCst, one_more) else { return Ok(()) };
         let run = move || {
             let is_busy = || {
                 if self.idle.fetch_sub(1, SeqCst) == 1 && !self.worker.shutdown.is_requested() {
-                    self.start(scope);
+                    // If that cannot be, those that there are go on.
+                    self.start(scope).unwrap_or_else(|error| self.worker.complain(&error));
                 }
             };
             let heartbeat = self.worker.heartbeat(number);
@@ -140,12 +144,8 @@ impl Team<'_> {
             let _leaves = Leaves(&thread);
             (self.body)(&thread);
         };
-        if let Err(error) =
-            thread::Builder::new().name(format!("worker {index} thread {number}")).spawn_scoped(scope, run)
-        {
-            self.worker.shutdown.request(); // Or the others would serve for ever, and one be missing.
-            panic!("cannot start thread {number} of worker {index}: {error}");
-        }
+        let name = format!("worker {index} thread {number}");
+        thread::Builder::new().name(name).spawn_scoped(scope, run).map(drop)
     }
 }
 

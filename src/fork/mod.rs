@@ -29,10 +29,14 @@ mod generation;
 mod guarded;
 mod handler;
 pub(crate) mod hooks;
+#[cfg(feature = "cluster")]
+pub(crate) mod ignored;
 #[cfg(feature = "r2d2")]
 pub(crate) mod impatient;
 #[cfg(feature = "cluster")]
 pub(crate) mod make;
+#[cfg(feature = "net")]
+pub mod net;
 mod observe;
 #[cfg(feature = "cluster")]
 pub(crate) mod passed;
@@ -61,6 +65,8 @@ use handler::sys;
 #[cfg(feature = "testing")]
 pub(crate) use handler::{control, is_fallback};
 pub use hooks::{enter, on_child};
+#[cfg(feature = "net")]
+pub use net::{inherited, keep};
 pub use observe::Unobserved;
 pub(crate) use observe::{is_apart, observe};
 pub use per_process::PerProcess;

@@ -35,6 +35,12 @@ impl Report {
         Self { plan, answers: Vec::new() }
     }
 
+    /// The same servers beside another plan.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn of_plan(&self, plan: Plan) -> Self {
+        Self { plan, answers: self.answers.clone() }
+    }
+
     /// What a server allows. The name is one of the [plan's](Plan::pool). Given again, the last counts.
     #[must_use]
     pub fn server(mut self, name: impl Into<String>, capacity: Capacity) -> Self {

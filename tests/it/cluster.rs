@@ -1,7 +1,9 @@
 //! The cluster, acted on from outside: its master is a process of its own, and a client counts what is answered.
 
 use crate::kit::{self, has_ended, is_alive, kill};
-use forksafe::cluster::{Builder, Error, Worker};
+use forksafe::Deadline;
+use forksafe::cluster::{Builder, Command, Error, Worker};
+use forksafe::sizing::{Capacity, Limit, Report};
 use forksafe::testing::{self, Child, Witness, clean_process, patience, wait_until};
 use std::collections::BTreeSet;
 use std::fs;
@@ -189,12 +191,14 @@ fn a_thread_that_panics_costs_its_worker_and_no_other_request() {
         let folder = Folder::new();
         let master = start(&folder, 1, |settings| settings);
         let (before, _) = ask(&folder.socket());
-        let socket = folder.socket();
-        let slow = thread::spawn(move || call(&socket, "very slow").map(|(pid, _)| pid));
-        wait_until("it has been accepted", || call(&folder.socket(), "hello").is_ok());
+        let mut slow = UnixStream::connect(folder.socket()).unwrap();
+        writeln!(slow, "very slow").unwrap();
+        wait_until("it has been accepted", || queue_is_empty(&folder.socket()));
         assert!(call(&folder.socket(), "panic").is_err());
         wait_until("another takes its place", || call(&folder.socket(), "hello").is_ok_and(|(pid, _)| pid != before));
-        assert_eq!(slow.join().unwrap().unwrap(), before);
+        let mut answer = String::new();
+        slow.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&before.to_string()), "{answer:?}");
         end(master);
     });
 }
@@ -400,6 +404,166 @@ fn a_restart_whose_first_worker_does_not_serve_is_given_up() {
             kill(master.pid(), libc::SIGUSR1);
             before.iter().all(|(pid, _)| has_ended(*pid))
         });
+        end(master);
+    });
+}
+
+fn control(folder: &Folder, what: &str, wait: bool) -> Result<String, String> {
+    let command: Command = what.parse().unwrap();
+    command.send(folder.file("control"), wait, Deadline::after(patience())).map_err(|error| error.to_string())
+}
+
+#[test]
+fn who_waits_for_a_restart_that_is_given_up_is_told() {
+    clean_process(|| {
+        let folder = Folder::new();
+        let broken = folder.file("broken");
+        let master = start(&folder, 2, |settings| {
+            settings
+                .control_socket(folder.file("control"))
+                .on_worker_boot(move |_| if broken.exists() { Err("broken") } else { Ok(()) })
+        });
+        let before = workers(&folder.socket(), 2);
+        fs::write(folder.file("broken"), "").unwrap();
+        let told = control(&folder, "restart", true).unwrap_err();
+        assert_eq!(told, "restart 1 was given up: a replacement did not come to serve");
+        assert_eq!(workers(&folder.socket(), 2), before);
+        fs::remove_file(folder.file("broken")).unwrap();
+        assert_eq!(control(&folder, "restart", true).unwrap(), "restart 2 is through: serving with 2 workers");
+        end(master);
+    });
+}
+
+#[test]
+fn no_more_workers_are_had_than_have_connections() {
+    clean_process(|| {
+        let folder = Folder::new();
+        let limit = |connections| Capacity::of([Limit::new("CONNECTION LIMIT of role app", connections)]);
+        let report = |settings: &Builder, connections| {
+            Report::new(settings.plan().pool("db", 5)).server("db", limit(connections))
+        };
+        let master = start(&folder, 2, |settings| {
+            let report = report(&settings, 20);
+            settings.sized(&report, true).control_socket(folder.file("control"))
+        });
+        assert_eq!(control(&folder, "scale 3", true).unwrap(), "serving with 3 workers");
+        let told = control(&folder, "scale 4", true).unwrap_err();
+        let why = "db would need 25 connections, and has 20 (CONNECTION LIMIT of role app)";
+        assert_eq!(told, format!("no more than 3 workers have room: {why}"));
+        kill(master.pid(), libc::SIGTTIN);
+        assert_eq!(control(&folder, "scale 3", true).unwrap(), "serving with 3 workers");
+        assert_eq!(workers(&folder.socket(), 3).len(), 3);
+        end(master);
+        let settings = Builder::default().workers(2).threads(5);
+        let report = report(&settings, 14);
+        let refused = settings.sized(&report, true).run(serve).unwrap_err().to_string();
+        assert!(refused.contains("2 workers where 1 fits"), "{refused}");
+    });
+}
+
+#[test]
+fn workers_come_and_go_in_the_middle_of_a_restart() {
+    clean_process(|| {
+        let folder = Folder::new();
+        let master = start(&folder, 3, |settings| settings.control_socket(folder.file("control")));
+        let before = workers(&folder.socket(), 3);
+        under_load(&folder.socket(), || {
+            for signal in [libc::SIGUSR1, libc::SIGTTIN, libc::SIGUSR1, libc::SIGTTOU, libc::SIGTTOU, libc::SIGUSR1] {
+                kill(master.pid(), signal);
+                thread::sleep(Duration::from_millis(50));
+            }
+            control(&folder, "restart", true).unwrap();
+        });
+        assert!(before.iter().all(|(pid, _)| has_ended(*pid)));
+        assert_eq!(control(&folder, "scale 2", true).unwrap(), "serving with 2 workers");
+        end(master);
+    });
+}
+
+/// Nobody else would wait for the workers, or end them.
+#[test]
+fn a_hook_that_panics_in_the_master_leaves_no_orphans() {
+    clean_process(|| {
+        let folder = Folder::new();
+        let pids = folder.file("pids");
+        let child = testing::child({
+            let (pids, socket) = (pids.clone(), folder.socket());
+            move || {
+                let settings = Builder::default().workers(2).listen_unix(socket).after_worker_fork(move |_, pid| {
+                    let mut file = fs::OpenOptions::new().create(true).append(true).open(&pids).unwrap();
+                    writeln!(file, "{pid}").unwrap();
+                });
+                let settings = settings.after_booted(|| panic!("on purpose"));
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| settings.run(serve))).is_err()
+            }
+        });
+        assert!(child.join(), "it panics on");
+        let pids = fs::read_to_string(pids).unwrap();
+        assert_eq!(pids.lines().count(), 2);
+        assert!(pids.lines().all(|pid| has_ended(pid.parse().unwrap())));
+    });
+}
+
+/// The master's child holds both ends of the pipe that says that the master lives, and the worker's child one.
+#[test]
+fn a_worker_sees_the_end_of_a_master_that_has_other_children() {
+    clean_process(|| {
+        let folder = Folder::new();
+        let fork_one_that_stays = || {
+            // SAFETY: the child makes system calls only. It is killed with the test.
+            if unsafe { libc::fork() } == 0 {
+                loop {
+                    // SAFETY: takes nothing.
+                    unsafe { libc::pause() };
+                }
+            }
+        };
+        let master = start(&folder, 1, |settings| {
+            settings.before_fork(fork_one_that_stays).on_worker_boot(move |_| {
+                fork_one_that_stays();
+                io::Result::Ok(())
+            })
+        });
+        let (pid, _) = ask(&folder.socket());
+        kill(master.pid(), libc::SIGKILL);
+        wait_until("it has left", || has_ended(pid));
+        master.leave();
+    });
+}
+
+#[test]
+fn a_master_that_cannot_fork_says_so_and_goes_on() {
+    clean_process(|| {
+        let folder = Folder::new();
+        let failed = folder.file("failed");
+        let master = start(&folder, 1, |settings| {
+            // Only who is not root is held to it.
+            let limit = move |change: fn(&mut libc::rlimit)| {
+                let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+                // SAFETY: a limit of ours.
+                unsafe {
+                    assert_eq!(libc::getrlimit(libc::RLIMIT_NPROC, &raw mut limit), 0);
+                    change(&mut limit);
+                    assert_eq!(libc::setrlimit(libc::RLIMIT_NPROC, &raw const limit), 0);
+                }
+            };
+            settings.before_worker_fork(move |index| {
+                if index == 1 && !failed.exists() {
+                    fs::write(&failed, "").unwrap();
+                    limit(|limit| limit.rlim_cur = 0);
+                    // SAFETY: takes numbers. This process is the test's own.
+                    assert_eq!(unsafe { libc::setresuid(65534, 65534, 0) }, 0);
+                } else if index == 1 {
+                    // SAFETY: as above.
+                    assert_eq!(unsafe { libc::setresuid(0, 0, 0) }, 0);
+                    limit(|limit| limit.rlim_cur = limit.rlim_max);
+                }
+            })
+        });
+        let before = ask(&folder.socket());
+        kill(master.pid(), libc::SIGTTIN);
+        let all = workers(&folder.socket(), 2);
+        assert!(all.contains(&before) && folder.file("failed").exists());
         end(master);
     });
 }

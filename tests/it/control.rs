@@ -173,6 +173,13 @@ const PROTECTED: &[&str] = &[
     "churn::no_child_of_two_thousand_holds_a_live_socket_that_it_did_not_make",
     "churn::no_child_of_a_redis_parent_holds_a_live_socket_either",
     "churn::no_child_of_a_postgres_parent_holds_a_live_socket_either",
+    // 46
+    "net::what_this_side_has_connected_is_dead_in_a_child_and_what_it_has_accepted_is_not",
+    "net::who_has_connected_is_told_in_the_middle_of_everything",
+    "net::a_child_without_handlers_is_swept_at_its_first_call_but_not_of_what_is_its_own",
+    "net::descriptors_that_a_driver_hides_are_released",
+    "net::a_manager_that_forks_inside_its_connect_gives_its_child_nothing",
+    "net::a_parent_that_is_killed_in_the_middle_of_a_connect_leaves_no_copy_in_a_child",
     // 28
     "hooks::hooks_run_once_per_child_in_order_before_the_first_use_is_served",
     // 29

@@ -3,6 +3,7 @@
 mod minimal;
 mod needs;
 mod postgres;
+mod preload;
 mod redis;
 mod soak;
 mod steps;
@@ -98,5 +99,6 @@ fn ci(sh: &Shell, steps: &mut Steps) -> Result<()> {
     // As tests: whether they still work, in a few seconds.
     steps.run(cmd!(sh, "cargo test --package forksafe-benches --benches"))?;
     steps.run(cmd!(sh, "env RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --all-features"))?;
+    preload::run(sh, steps)?;
     minimal::run(sh, steps)
 }

@@ -74,6 +74,18 @@ pub const TESTS: &[Need] = &[
         instead: None,
         is_there: |sh| program(sh, "memcached").is_some(),
     },
+    Need {
+        what: "Python (for the preloaded library)",
+        debian_package: "python3",
+        instead: None,
+        is_there: |sh| program(sh, "python3").is_some(),
+    },
+    Need {
+        what: "Node.js (for the preloaded library)",
+        debian_package: "nodejs",
+        instead: None,
+        is_there: |sh| program(sh, "node").is_some(),
+    },
 ];
 
 /// Of the integration tests under AddressSanitizer.

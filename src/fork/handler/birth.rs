@@ -101,6 +101,12 @@ pub(in crate::fork) fn ensure_handlers() {
     }
 }
 
+/// Whether children of libc's fork are known at birth.
+#[cfg(feature = "net")]
+pub(in crate::fork) fn has_handlers() -> bool {
+    HANDLERS.load(Acquire)
+}
+
 #[cold]
 fn register_handlers() {
     #[cfg(feature = "testing")]

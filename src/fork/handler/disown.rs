@@ -89,6 +89,8 @@ pub(super) fn all(birth: Birth, parent: u32) {
             _ => {}
         }
     }
+    #[cfg(feature = "net")]
+    super::net::sweep(birth, parent, &mut dead);
     dead.done();
 }
 

@@ -13,7 +13,8 @@
 //!
 //! The files, bottom first: [`sys`] is the system calls. [`page`] is the word that the kernel wipes in a child, [`counters`]
 //! the forks in progress, [`table`] the registered descriptors. [`dead`] is what a child puts in their place, [`event_loop`]
-//! how that is done for an epoll and what belongs to it, [`disown`] the walk through the table. [`birth`] does all of it
+//! how that is done for an epoll and what belongs to it, [`disown`] the walk through the table, `net` that through all other
+//! descriptors. [`birth`] does all of it
 //! once, and [`control`] switches it off for control runs.
 
 pub(super) mod birth;
@@ -23,6 +24,8 @@ pub(super) mod counters;
 mod dead;
 pub(super) mod disown;
 pub(crate) mod event_loop;
+#[cfg(feature = "net")]
+pub(super) mod net;
 mod page;
 pub(super) mod sys;
 pub(super) mod table;

@@ -40,6 +40,9 @@ pub(super) const KEPT: u32 = 9;
 /// Something dead lies under the number already, for an inherited object whose guard is there as far as is known. When the guard
 /// is dropped the entry is IDLE.
 pub(in crate::fork) const DEAD: u32 = 10;
+/// Not a connection's: what the net is to leave alone, because the program hands it to its children.
+#[cfg(feature = "net")]
+pub(in crate::fork) const HANDED_ON: u32 = 11;
 
 /// One descriptor, with the event loop that watches it where there is one. On cache lines of its own: `state` is stored at
 /// every checkout and return.

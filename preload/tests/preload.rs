@@ -1,0 +1,229 @@
+//! The library in programs that know nothing of it: Python, which has fork, sockets and event loops of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+
+/// The program beside the library, as they are installed. Cargo leaves them in different folders.
+static RUN: LazyLock<PathBuf> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("installed");
+    fs::create_dir_all(&folder).unwrap();
+    let (run, built) = (folder.join("forksafe-run"), std::env::current_exe().unwrap());
+    fs::copy(env!("CARGO_BIN_EXE_forksafe-run"), &run).unwrap();
+    fs::copy(built.with_file_name(LIBRARY), folder.join(LIBRARY)).unwrap();
+    run
+});
+
+const LIBRARY: &str = "libforksafe_preload.so";
+
+fn library() -> PathBuf {
+    RUN.with_file_name(LIBRARY)
+}
+
+/// Runs a script under `forksafe-run` with these options.
+fn python(options: &[&str], script: &str) -> Output {
+    let mut command = Command::new(&*RUN);
+    command.args(options).args(["python3", "-c"]).arg(format!("{PRELUDE}{script}"));
+    command.output().expect("python3, which is Debian's package python3")
+}
+
+/// What it printed. It has to end well.
+#[track_caller]
+fn prints(options: &[&str], script: &str) -> String {
+    let output = python(options, script);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {errors}", output.status);
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+const PRELUDE: &str = r#"
+import os, select, selectors, socket, subprocess, sys
+listener = socket.socket(); listener.bind(("127.0.0.1", 0)); listener.listen()
+def connect():
+    made = socket.create_connection(listener.getsockname())
+    return made, listener.accept()[0]
+def dead(s):
+    try: return not isinstance(s.getpeername(), tuple)
+    except OSError: return True
+def child(f):
+    pid = os.fork()
+    if pid == 0:
+        try: code = f()
+        except BaseException as e: print(repr(e), file=sys.stderr); code = 99
+        os._exit(code)
+    status = os.waitpid(pid, 0)[1]
+    return os.waitstatus_to_exitcode(status)
+made, accepted = connect()
+"#;
+
+const WHAT_IS_DEAD: &str = "print(child(lambda: 2 * dead(made) + dead(accepted)))";
+
+#[test]
+fn what_the_parent_has_connected_is_dead_in_its_children_and_with_the_net_off_it_is_shared() {
+    assert_eq!(prints(&[], WHAT_IS_DEAD), "2");
+    assert_eq!(prints(&["--net", "off"], WHAT_IS_DEAD), "0", "the control");
+    assert_eq!(prints(&["--net", "udp"], WHAT_IS_DEAD), "0");
+    assert_eq!(prints(&["--keep", "127.0.0.1"], WHAT_IS_DEAD), "0");
+}
+
+/// A client that asks and reads in the parent and in its children: the control shows what it is that the net prevents.
+#[test]
+fn a_child_gets_no_answer_that_is_its_parents() {
+    let script = r#"
+accepted.sendall(b"the answer of the parent")
+print(child(lambda: len(made.recv(100))), made.recv(100, socket.MSG_DONTWAIT).decode())
+"#;
+    assert_eq!(prints(&[], script), "0 the answer of the parent");
+    let control = python(&["--net", "off"], script);
+    assert!(!control.status.success(), "the child has taken it, and the parent finds nothing");
+}
+
+#[test]
+fn event_loops_of_the_parent_go_on() {
+    let script = r#"
+loop = selectors.DefaultSelector(); loop.register(made, selectors.EVENT_READ)
+other = select.poll(); other.register(made, select.POLLIN)
+for n in range(20):
+    assert child(lambda: 0 if dead(made) else 1) == 0
+    accepted.sendall(b"x")
+    assert len(loop.select(10)) == 1 and len(other.poll(10000)) == 1
+    made.recv(1)
+print("through")
+"#;
+    assert_eq!(prints(&[], script), "through");
+}
+
+#[test]
+fn programs_that_are_started_work_and_are_protected_in_their_turn() {
+    let script = r#"
+import multiprocessing
+assert subprocess.run(["sh", "-c", "echo a | (cat; echo b) | cat >/dev/null; exit 7"]).returncode == 7
+assert subprocess.run(["true"], preexec_fn=lambda: None, pass_fds=[accepted.fileno()]).returncode == 0
+with multiprocessing.get_context("fork").Pool(2) as pool: assert pool.map(abs, [-1, 2]) == [1, 2]
+print(subprocess.run([sys.executable, "-c", os.environ["AGAIN"]], stdout=subprocess.PIPE).stdout.decode())
+"#;
+    let again = format!("{PRELUDE}{WHAT_IS_DEAD}");
+    let mut command = Command::new(&*RUN);
+    let output =
+        command.env("AGAIN", again).args(["python3", "-c"]).arg(format!("{PRELUDE}{script}")).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "2", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_report_says_what_would_have_been_shared() {
+    let output = python(&["--report"], WHAT_IS_DEAD);
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "0");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("has inherited tcp 127.0.0.1:") && told.ends_with(": left as it is\n"), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+}
+
+#[test]
+fn a_report_goes_into_a_file() {
+    let file = std::env::temp_dir().join(format!("forksafe-preload-{}", std::process::id()));
+    assert_eq!(prints(&["--say", file.to_str().unwrap()], WHAT_IS_DEAD), "2");
+    let told = fs::read_to_string(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    assert!(told.ends_with(": disowned\n"), "{told}");
+}
+
+#[test]
+fn a_child_that_is_denied_its_inheritance_ends_with_86() {
+    let output = python(&["--deny"], "print(child(lambda: 0)); made.close(); print(child(lambda: 0))");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "86\n0\n");
+    assert!(String::from_utf8_lossy(&output.stderr).contains(": denied\n"));
+}
+
+/// It goes on being called by `fork`.
+#[test]
+fn a_library_that_is_closed_stays_where_it_is() {
+    let script = format!(
+        r#"
+import ctypes, _ctypes
+library = ctypes.CDLL("{}")
+for n in range(3): _ctypes.dlclose(library._handle)
+print(child(lambda: 2 * dead(made) + dead(accepted)))
+"#,
+        library().display()
+    );
+    // Loaded by hand, and not before the program.
+    let output = Command::new("python3").args(["-c", &format!("{PRELUDE}{script}")]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "2", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn it_opens_nothing_and_starts_no_thread() {
+    let script = r#"
+print(sorted(os.listdir("/proc/self/fd")), os.listdir("/proc/self/task").__len__())
+child(lambda: 0)
+print(sorted(os.listdir("/proc/self/fd")), os.listdir("/proc/self/task").__len__())
+"#;
+    let there = prints(&[], script);
+    let lines: Vec<_> = there.lines().collect();
+    assert_eq!(lines[0], lines[1]);
+    assert_eq!(there, prints(&["--net", "off"], script));
+}
+
+#[test]
+fn a_wrong_setting_is_said_and_nothing_is_done() {
+    let loads = |setting: (&str, &str)| {
+        let mut command = Command::new("python3");
+        command
+            .args(["-c", &format!("{PRELUDE}{WHAT_IS_DEAD}")])
+            .env("LD_PRELOAD", library())
+            .env(setting.0, setting.1);
+        let output = command.output().unwrap();
+        (String::from_utf8_lossy(&output.stdout).trim().to_owned(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (dead, said) = loads(("FORKSAFE_NET", "tcp,everything"));
+    assert_eq!(dead, "0");
+    let wanted = "forksafe: nothing is protected: FORKSAFE_NET=tcp,everything: \"everything\" is not tcp, udp, unix:PATTERN or off\n";
+    assert!(said.starts_with(wanted), "{said}");
+    assert_eq!(loads(("FORKSAFE_NET", "tcp")), ("2".into(), String::new()));
+
+    let refused = Command::new(&*RUN).args(["--keep", "localhost:1", "echo", "ran"]).output().unwrap();
+    assert_eq!((refused.status.code(), refused.stdout), (Some(2), Vec::new()));
+}
+
+#[test]
+fn what_is_preloaded_already_stays_and_options_after_the_command_are_its_own() {
+    let other = if Path::new("/lib/x86_64-linux-gnu/libm.so.6").exists() { "libm.so.6" } else { "libc.so.6" };
+    let output = Command::new(&*RUN)
+        .env("LD_PRELOAD", other)
+        .args(["sh", "-c", "echo $LD_PRELOAD $0", "--deny"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said.trim(), format!("{}:{other} --deny", library().canonicalize().unwrap().display()));
+}
+
+/// libuv keeps an epoll, and forks its children by hand.
+#[test]
+fn node_goes_on() {
+    let script = r#"
+const net = require("net"), { spawnSync } = require("child_process");
+const server = net.createServer(peer => peer.on("data", data => peer.write(data))).listen(0, "127.0.0.1", () => {
+  const client = net.connect(server.address().port, "127.0.0.1");
+  let n = 0;
+  client.on("data", () => {
+    if (++n == 20) { console.log("through"); process.exit(0); }
+    if (spawnSync("true").status != 0) process.exit(1);
+    client.write("x");
+  });
+  client.write("x");
+});
+"#;
+    let output = Command::new(&*RUN).args(["node", "-e", script]).output();
+    match output {
+        Ok(output) if output.status.code() != Some(2) => {
+            assert_eq!(
+                String::from_utf8_lossy(&output.stdout).trim(),
+                "through",
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        _ => panic!("node, which is Debian's package nodejs"),
+    }
+}

@@ -1,0 +1,152 @@
+//! The net: a child also disowns the connections that nobody has registered.
+//!
+//! The registry knows what a pool opened. A program has other clients, and this walks the whole table of descriptors for theirs:
+//! every *outgoing* connection that the [rules](rules) name gets a dead socket over it, unless it is kept. It runs after the
+//! registry's own walk, which has made dead or closed all that is registered.
+//!
+//! All of it runs in the child handler: atomics, system calls, and text that is written into memory of the stack. No lock, no
+//! allocation, no panic, no thread-local.
+//!
+//! The files, bottom first: [`calls`] is the system calls, [`numbers`] finds the open descriptors, [`origin`] tells who made a
+//! connection, [`peer`] where it leads, [`rules`] what is wanted, [`found`] is the table of what was found, [`tell`] says it.
+
+mod calls;
+pub(in crate::fork) mod found;
+mod numbers;
+mod origin;
+pub(in crate::fork) mod peer;
+pub(in crate::fork) mod rules;
+mod tell;
+
+use super::dead::Dead;
+use super::disown::Birth;
+use super::page::{self, Word};
+use super::sys::{self, Identity};
+use super::table::{self, FREE, HANDED_ON, WITHDRAWN};
+use calls::Socket;
+use found::Found;
+use origin::{Accepted, Listeners};
+use peer::Peer;
+use rules::{Mode, Rules};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering::*};
+
+/// How a process ends that inherited what it is [denied](Mode::Deny).
+pub(in crate::fork) const DENIED: i32 = 86;
+
+/// Something is or was kept by its descriptor, so that it is worth looking for.
+static ANY_KEPT: AtomicBool = AtomicBool::new(false);
+
+/// Not in a handler: before the first entry is written that is [`HANDED_ON`].
+pub(in crate::fork) fn expect_kept() {
+    ANY_KEPT.store(true, SeqCst);
+}
+
+/// Disowns what the rules name; or says that it is there, or ends the process. `parent` is the process that was last known in this
+/// line. Only in a table of this process's own.
+pub(super) fn sweep(birth: Birth, parent: u32, dead: &mut Dead) {
+    found::forget(parent);
+    let Some(rules) = rules::get() else { return };
+    let parents = Parents::of(birth, parent);
+    let mut listeners = Listeners::new(birth);
+    numbers::each_open(birth, |fd| {
+        let socket = calls::look(fd);
+        if let Some(peer) = unwanted(fd, &socket, rules, &mut listeners)
+            && !is_somebodys(fd)
+            && parents.may_have(fd)
+        {
+            if rules.mode == Mode::Disown {
+                put_over(dead, fd);
+            }
+            found::note(&Found { fd, peer, disowned: rules.mode == Mode::Disown });
+        }
+        !matches!(socket, Socket::Closed)
+    });
+    tell::all(rules, parent);
+    if rules.mode == Mode::Deny && found::total() > 0 {
+        calls::exit(DENIED);
+    }
+}
+
+/// Where it leads, if the rules want it disowned.
+fn unwanted(fd: RawFd, socket: &Socket, rules: &Rules, listeners: &mut Listeners) -> Option<Peer> {
+    let (accepted, peer) = match socket {
+        Socket::Tcp(info) if rules.tcp => match origin::of(fd, info) {
+            Accepted::Yes => return None,
+            other => (other, Peer::tcp(fd)),
+        },
+        Socket::Other if !rules.udp && rules.unix.is_empty() => return None,
+        Socket::Other | Socket::Unknown => match Peer::other(fd)? {
+            peer @ Peer::Tcp(_) => (Accepted::Unknown, peer),
+            peer => (Accepted::No, peer),
+        },
+        Socket::Tcp(_) | Socket::None | Socket::Closed => return None,
+    };
+    if accepted == Accepted::Unknown && listeners.have(calls::local_port(fd)?) {
+        return None;
+    }
+    (rules.want(&peer) && !rules.keep(fd, &peer)).then_some(peer)
+}
+
+/// Kept by its descriptor, or registered in this very process: another library's handler may have asked before ours, and then
+/// made something.
+fn is_somebodys(fd: RawFd) -> bool {
+    let here = match page::look() {
+        Word::Known(generation) => Some(generation.get()),
+        Word::New(_) | Word::Busy => None,
+    };
+    let any_kept = ANY_KEPT.load(SeqCst);
+    if here.is_none() && !any_kept {
+        return false;
+    }
+    let Some(open) = sys::look(fd) else { return true };
+    any_kept && table::has(HANDED_ON, open.identity) || here.is_some_and(|here| is_registered(open.identity, here))
+}
+
+fn is_registered(identity: Identity, here: u64) -> bool {
+    table::entries().any(|entry| {
+        let is_live = !matches!(entry.state.load(Acquire), FREE | WITHDRAWN | HANDED_ON);
+        is_live && entry.is_registered_in(here) && entry.descriptor().1 == identity
+    })
+}
+
+/// Whether it goes on into a program that is executed stays as it was.
+fn put_over(dead: &mut Dead, fd: RawFd) {
+    let closes_on_exec = calls::closes_on_exec(fd);
+    if dead.put_over(fd) && !closes_on_exec {
+        calls::keep_on_exec(fd);
+    }
+}
+
+/// Whom a child can ask what was there before it. One that is made by libc's fork has had no time to open anything.
+enum Parents {
+    NoNeedToAsk,
+    Ask([u32; 2]),
+}
+
+impl Parents {
+    fn of(birth: Birth, remembered: u32) -> Self {
+        // 0 is a parent in another pid namespace, where the numbers that we know mean something else.
+        match (birth, sys::parent_pid()) {
+            (Birth::Handler, _) | (_, 0) => Self::NoNeedToAsk,
+            (Birth::FirstCall, parent) => Self::Ask([parent, remembered]),
+        }
+    }
+
+    /// False if the child has opened it itself, before its first call; or if its parent has closed it meanwhile, and so shares it
+    /// with nobody. Where nobody can be asked (they have ended, or it is forbidden) it counts as inherited: a dead socket is an
+    /// error that its owner sees, a shared one is not.
+    fn may_have(&self, fd: RawFd) -> bool {
+        let Self::Ask(pids) = self else { return true };
+        let own = sys::pid();
+        let mut answered = false;
+        for &pid in pids.iter().filter(|&&pid| pid != own && pid != 0) {
+            match calls::is_same_file(fd, pid) {
+                Some(true) => return true,
+                Some(false) => answered = true,
+                None => {}
+            }
+        }
+        !answered
+    }
+}

@@ -1,0 +1,187 @@
+//! What the net takes, as a program says it.
+
+use super::place::Place;
+use super::settings;
+use crate::fork::generation;
+use crate::fork::handler::birth;
+use crate::fork::handler::net::rules::{self, Mode, Report, Rules};
+use std::ffi::{CString, OsStr, OsString};
+use std::fmt;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Which of the inherited connections that nobody has registered a child disowns, and what else it does about them. The
+/// [module](super) says what is taken and what is left alone.
+///
+/// ```
+/// use forksafe::fork::net::{Mode, Policy};
+/// use std::net::{IpAddr, Ipv4Addr};
+///
+/// Policy::tcp()
+///     .unix("/run/postgresql/*")
+///     .udp()
+///     .keep(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 5)))
+///     .mode(Mode::Report)
+///     .report_to_stderr()
+///     .set()?;
+/// # Ok::<_, forksafe::fork::net::Error>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[must_use = "it does nothing before it is set"]
+pub struct Policy {
+    rules: Rules,
+}
+
+impl Policy {
+    /// Takes TCP.
+    pub fn tcp() -> Self {
+        Self { rules: Rules { tcp: true, ..Rules::default() } }
+    }
+
+    /// Takes nothing that is not added.
+    pub fn none() -> Self {
+        Self { rules: Rules::default() }
+    }
+
+    /// The policy that the environment asks for.
+    ///
+    /// | variable | | default |
+    /// | --- | --- | --- |
+    /// | `FORKSAFE_NET` | `off`, or what is taken, with commas between: `tcp`, `udp`, `unix:/run/postgresql/*` | `tcp` |
+    /// | `FORKSAFE_KEEP` | what is not, with commas between: [places](Place), and numbers as `fd:7` | nothing |
+    /// | `FORKSAFE_REPORT` | `stderr`, or the absolute path of a file, at whose end is written what was found | nowhere |
+    /// | `FORKSAFE_MODE` | `disown`, `report`, `deny`: see [`Mode`] | `disown` |
+    ///
+    /// `None` if it says `off`.
+    ///
+    /// # Errors
+    ///
+    /// A setting that means nothing, with what it could be.
+    pub fn from_env() -> Result<Option<Self>, Error> {
+        Self::from_settings(|name| std::env::var_os(name))
+    }
+
+    /// As [`from_env`](Self::from_env), with variables that `variable` knows.
+    ///
+    /// ```
+    /// use forksafe::fork::net::Policy;
+    ///
+    /// let policy = Policy::from_settings(|name| (name == "FORKSAFE_NET").then(|| "tcp,udp".into()))?;
+    /// assert_eq!(policy, Some(Policy::tcp().udp()));
+    /// # Ok::<_, forksafe::fork::net::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A setting that means nothing, with what it could be.
+    pub fn from_settings(variable: impl Fn(&str) -> Option<OsString>) -> Result<Option<Self>, Error> {
+        settings::read(variable)
+    }
+
+    /// Takes TCP, too.
+    pub fn and_tcp(mut self) -> Self {
+        self.rules.tcp = true;
+        self
+    }
+
+    /// Takes unix streams whose peer's path fits the pattern, too: `*` stands for any number of bytes, `/` included, and `?` for one.
+    /// An abstract name begins with `@`.
+    pub fn unix(mut self, pattern: impl AsRef<OsStr>) -> Self {
+        self.rules.unix.push(pattern.as_ref().as_bytes().into());
+        self
+    }
+
+    /// Takes UDP that is connected, too: that of name resolvers, of metrics. Whoever writes there and waits for no answer may as
+    /// well share it.
+    pub fn udp(mut self) -> Self {
+        self.rules.udp = true;
+        self
+    }
+
+    /// Leaves connections to these peers alone.
+    pub fn keep(mut self, place: impl Into<Place>) -> Self {
+        self.rules.kept.push(place.into().0);
+        self
+    }
+
+    /// Leaves this number alone, whatever it is.
+    pub fn keep_descriptor(mut self, number: RawFd) -> Self {
+        self.rules.kept_numbers.push(number);
+        self
+    }
+
+    /// What a child does. Default: [`Mode::Disown`].
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.rules.mode = mode;
+        self
+    }
+
+    /// Has each child say what it found, if it found anything: a line for each connection on standard error, 128 at most.
+    pub fn report_to_stderr(mut self) -> Self {
+        self.rules.report = Report::StandardError;
+        self
+    }
+
+    /// As [`report_to_stderr`](Self::report_to_stderr), to the end of a file. It is opened by the child, and made if it is not there;
+    /// give an absolute path.
+    ///
+    /// # Panics
+    ///
+    /// When the path has a zero byte in it.
+    #[track_caller]
+    pub fn report_to(mut self, file: impl AsRef<Path>) -> Self {
+        let path = CString::new(file.as_ref().as_os_str().as_bytes()).expect("a path without a zero byte");
+        self.rules.report = Report::File(path);
+        self
+    }
+
+    /// Sets it, for every child that is made from here on, and theirs. First thing in `main` is a good moment: what fork handlers
+    /// are registered later come after ours in a child.
+    ///
+    /// # Errors
+    ///
+    /// [`is_already_set`](Error::is_already_set): it is set once in the life of a program, and never changed. And when no fork handler could be
+    /// registered for want of memory.
+    pub fn set(self) -> Result<(), Error> {
+        generation();
+        birth::ensure_handlers();
+        if !birth::has_handlers() {
+            return Err(Error(Kind::NoHandlers));
+        }
+        if rules::set(self.rules) { Ok(()) } else { Err(Error(Kind::AlreadySet)) }
+    }
+}
+
+/// Why there is no [`Policy`], or not this one.
+#[derive(thiserror::Error)]
+#[error(transparent)]
+pub struct Error(pub(super) Kind);
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Kind {
+    #[error("a policy has been set already, and cannot be changed")]
+    AlreadySet,
+    #[error("there is no memory for a fork handler")]
+    NoHandlers,
+    #[error("{variable}={value}: {part:?} is not {wanted}")]
+    Setting { variable: &'static str, value: String, part: String, wanted: &'static str },
+}
+
+impl Error {
+    /// It is set once in the life of a program.
+    pub fn is_already_set(&self) -> bool {
+        matches!(self.0, Kind::AlreadySet)
+    }
+
+    /// What the environment says means nothing.
+    pub fn is_wrong_setting(&self) -> bool {
+        matches!(self.0, Kind::Setting { .. })
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
