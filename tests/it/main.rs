@@ -68,4 +68,5 @@ mod storm;
 mod tap;
 mod telemetry;
 mod unobserved;
+mod web;
 mod witness;
