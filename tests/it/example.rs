@@ -153,7 +153,8 @@ fn restarts_turn_nobody_away() {
         });
         assert_eq!(failed, Vec::<String>::new(), "of {asked}");
         assert!(pids().is_disjoint(&before));
-        // With the backend that was there from the first: its verdict is about all of them.
+        // The backend is there from the first: its verdict is about all of them.
+        wait_until("two workers and one backend are left", || children(server.master.id()).len() == 3);
         server.end();
     });
 }
