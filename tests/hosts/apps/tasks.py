@@ -1,0 +1,21 @@
+"""A Celery application. Its workers are children of a process that has imported this, and connected."""
+
+import os
+
+import celery
+from celery.signals import worker_shutdown
+
+import clients
+
+app = celery.Celery("tasks", broker=os.environ["BROKER"], backend=os.environ["BROKER"])
+app.conf.worker_prefetch_multiplier = 1
+
+
+@app.task(name="ask")
+def ask(client, word):
+    return clients.ask(client, word)
+
+
+@worker_shutdown.connect
+def in_the_parent(**_):
+    clients.note_sessions("after")
