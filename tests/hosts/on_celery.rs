@@ -1,4 +1,4 @@
-//! Celery and its pool of forked workers. Some of them are replaced while it is at work, so that its own connections to the broker are
+//! Celery and its pool of forked workers. Some of them end and are replaced while it is at work, so that its own connections to the broker are
 //! inherited as well.
 
 use crate::host::{HANG, Host, application, debian};
@@ -21,8 +21,7 @@ fn run(net: Net, clients: &[&'static str]) -> (BTreeMap<&'static str, Tally>, Ve
     let broker = format!("{}1", servers.redis.url());
     let host = Host::with_clients(net, debian("python3"), &servers, clients, |command| {
         command.args(["-m", "celery", "--app", "tasks", "worker", "--pool", "prefork"]);
-        command.args(["--concurrency", &WORKERS.to_string(), "--max-tasks-per-child", "70"]);
-        command.args(["--without-gossip", "--without-mingle", "--without-heartbeat"]);
+        command.args(["--concurrency", &WORKERS.to_string(), "--without-gossip", "--without-mingle", "--without-heartbeat"]);
         command.env("BROKER", &broker);
     });
     let tallies = clients.iter().map(|client| (*client, ask(net, &servers, &broker, client))).collect();

@@ -8,6 +8,7 @@ from celery.exceptions import TimeoutError
 
 client, tasks, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 app = celery.Celery("asks", broker=os.environ["BROKER"], backend=os.environ["BROKER"])
+app.send_task("end", ignore_result=True)
 words = [f"{client}-{task}" for task in range(tasks)]
 for word, result in [(word, app.send_task("ask", (client, word))) for word in words]:
     try:
