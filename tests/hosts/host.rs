@@ -50,6 +50,7 @@ impl Host {
         let mut host = Self::start(|folder| {
             let mut command = net.command(program.as_ref());
             application(&mut command, servers, clients, folder);
+            command.env("FORKSAFE_REPORT", folder.join("said"));
             complete(&mut command);
             command
         });
@@ -105,9 +106,20 @@ impl Host {
         text.lines().filter_map(|line| line.split_once(' ')).map(|(name, id)| (name.into(), id.into())).collect()
     }
 
-    /// Ends it as its users do, and says what is wrong with the sessions of its connections: of those that are served for as long as
-    /// it lives.
-    pub(crate) fn end(mut self, net: Net, servers: &Servers) -> Vec<String> {
+    /// How many connections the net has taken, in each child: it says so, with a line for each.
+    pub(crate) fn taken(&self) -> BTreeMap<u32, usize> {
+        let mut taken = BTreeMap::new();
+        let text = fs::read_to_string(self.folder.path().join("said")).unwrap_or_default();
+        for line in text.lines().filter(|line| line.ends_with(": disowned")) {
+            let pid = line.strip_prefix("forksafe: process ").and_then(|line| line.split(' ').next());
+            let pid = pid.and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("{line:?} names a process"));
+            *taken.entry(pid).or_default() += 1;
+        }
+        taken
+    }
+
+    /// Ends it as its users do, and says what is wrong with the sessions of its connections, which are served for as long as it lives.
+    pub(crate) fn end(&mut self, net: Net, servers: &Servers) -> Vec<String> {
         let before = self.sessions("before");
         let mut faults = Vec::new();
         for (client, id) in &before {
@@ -130,7 +142,8 @@ impl Host {
     pub(crate) fn lost(&self) -> Vec<String> {
         let (before, after) = (self.sessions("before"), self.sessions("after"));
         let lost = before.iter().filter(|(client, id)| after.get(*client) != Some(id));
-        lost.map(|(client, id)| format!("{client}: the parent had session {id}, and has {:?}", after.get(client))).collect()
+        lost.map(|(client, id)| format!("{client}: the parent had session {id}, and has {:?}", after.get(client)))
+            .collect()
     }
 }
 

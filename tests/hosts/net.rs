@@ -1,9 +1,12 @@
 //! The net as its users meet it: a command that is put before theirs.
 
 use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
+use tempfile::TempDir;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Net {
@@ -44,5 +47,39 @@ impl Net {
     pub(crate) fn assert_in(self, pid: u32) {
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("the memory of a process of ours");
         assert_eq!(maps.contains(LIBRARY), self == Self::On, "{LIBRARY} in process {pid}");
+    }
+}
+
+/// A folder for a test, with a file in which the net says what it finds. Everybody may write there: some programs change their user.
+pub(crate) struct Said {
+    folder: TempDir,
+}
+
+impl Said {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).expect("a folder of ours");
+        Self { folder }
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn file(&self) -> PathBuf {
+        self.folder.path().join("said")
+    }
+
+    /// The program under the net, in this folder.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Net::On.command(program);
+        command.env("FORKSAFE_REPORT", self.file()).current_dir(self.folder());
+        command
+    }
+
+    /// A line for each connection that a child has inherited.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.file()).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
     }
 }

@@ -1,14 +1,14 @@
 //! What came back of what was asked, and whether that is what the net promises.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Of one client, in each child of one host.
 #[derive(Default, Clone)]
 pub(crate) struct Tally {
     children: BTreeMap<u32, Child>,
-    pub(crate) wrong: Vec<String>,
-    pub(crate) hung: usize,
+    wrong: Vec<String>,
+    hung: usize,
 }
 
 #[derive(Default, Clone)]
@@ -51,17 +51,19 @@ impl Tally {
         tally
     }
 
+    /// Whether something has gone wrong for certain: an error may have been the only one.
     pub(crate) fn is_bad(&self) -> bool {
-        self.hung > 0 || !self.wrong.is_empty()
+        let errs = |child: &Child| child.errors.len() > 1;
+        self.hung > 0 || !self.wrong.is_empty() || self.children.values().any(errs)
     }
 
-    pub(crate) fn right(&self) -> usize {
+    /// How many have answered.
+    pub(crate) fn children(&self) -> usize {
+        self.children.len()
+    }
+
+    fn right(&self) -> usize {
         self.children.values().map(|child| child.right).sum()
-    }
-
-    /// Of the children that have answered.
-    pub(crate) fn pids(&self) -> impl Iterator<Item = u32> {
-        self.children.keys().copied()
     }
 
     /// In what it is not as promised: every answer is right, but for at most one error in each child, which is one of those that
@@ -94,39 +96,64 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let errors: usize = self.children.values().map(|child| child.errors.len()).sum();
         let (right, wrong, hung) = (self.right(), self.wrong.len(), self.hung);
-        write!(f, "{right} right, {wrong} wrong, {errors} errors, {hung} without an answer; {} children", self.children.len())?;
+        write!(
+            f,
+            "{right} right, {wrong} wrong, {errors} errors, {hung} without an answer; {} children",
+            self.children.len()
+        )?;
         let first = self.children.values().find_map(|child| child.errors.first());
         first.map_or(Ok(()), |error| write!(f, "; {error}"))
     }
 }
 
-/// Prints what came of it, for the table in the documentation, and holds it against the promise.
-#[track_caller]
-pub(crate) fn assert_kept(host: &str, what: &BTreeMap<&str, Tally>, known: &[(&str, &[&str])], parents: &[String]) {
-    let faults = faults(host, what, known, parents);
-    assert!(faults.is_empty(), "{host}: {faults:#?}");
+/// What was seen of a host.
+pub(crate) struct Seen {
+    pub(crate) tallies: BTreeMap<&'static str, Tally>,
+    /// What is wrong with the connections of the parent.
+    pub(crate) faults_of_parent: Vec<String>,
+    /// How many connections the net has taken, in each child.
+    pub(crate) taken: BTreeMap<u32, usize>,
 }
 
-/// The control: something is wrong.
-#[track_caller]
-pub(crate) fn assert_broken(host: &str, what: &BTreeMap<&str, Tally>, known: &[(&str, &[&str])], parents: &[String]) {
-    let faults = faults(host, what, known, parents);
-    println!("{faults:#?}");
-    assert!(!faults.is_empty(), "{host} needs no net");
-}
-
-/// What is wrong in answers and in the parent.
-pub(crate) fn faults(
-    host: &str,
-    what: &BTreeMap<&str, Tally>,
-    known: &[(&str, &[&str])],
-    parents: &[String],
-) -> Vec<String> {
-    let mut faults = parents.to_vec();
-    for (client, tally) in what {
-        println!("{host}, {client}: {tally}");
-        let known = known.iter().find(|(name, _)| name == client).map_or(&[][..], |(_, known)| known);
-        faults.extend(tally.faults(known).into_iter().map(|fault| format!("{client}: {fault}")));
+impl Seen {
+    /// The children that have answered.
+    pub(crate) fn children(&self) -> BTreeSet<u32> {
+        self.tallies.values().flat_map(|tally| tally.children.keys().copied()).collect()
     }
-    faults
+
+    /// Prints what came of it, for the table in the documentation, and says in what it is not as promised.
+    fn faults(&self, host: &str, known: &[(&str, &[&str])]) -> Vec<String> {
+        let mut faults = self.faults_of_parent.clone();
+        for (client, tally) in &self.tallies {
+            println!("{host}, {client}: {tally}");
+            let known = known.iter().find(|(name, _)| name == client).map_or(&[][..], |(_, known)| known);
+            faults.extend(tally.faults(known).into_iter().map(|fault| format!("{client}: {fault}")));
+        }
+        faults
+    }
+
+    /// Every child is right.
+    #[track_caller]
+    pub(crate) fn assert_kept(&self, host: &str, known: &[(&str, &[&str])]) {
+        let faults = self.faults(host, known);
+        assert!(faults.is_empty(), "{host}: {faults:#?}");
+    }
+
+    /// Every child is right, and it is the net's doing: one connection for each client was taken in each, at least.
+    #[track_caller]
+    pub(crate) fn assert_kept_by_the_net(&self, host: &str, known: &[(&str, &[&str])]) {
+        self.assert_kept(host, known);
+        assert!(self.children().len() > 1, "{host}: more than one child has answered");
+        let inherited = self.tallies.len();
+        let is_taken = |child: &u32| self.taken.get(child).is_some_and(|taken| *taken >= inherited);
+        assert!(self.children().iter().all(is_taken), "{inherited} connections in each child: {:?}", self.taken);
+    }
+
+    /// The control: something is wrong.
+    #[track_caller]
+    pub(crate) fn assert_broken(&self, host: &str, known: &[(&str, &[&str])]) {
+        let faults = self.faults(host, known);
+        println!("{faults:#?}");
+        assert!(!faults.is_empty(), "{host} needs no net");
+    }
 }

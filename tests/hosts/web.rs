@@ -9,10 +9,12 @@ use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const ASKERS: usize = 8;
 const QUESTIONS: usize = 200;
+/// Of one that does not go wrong although it has no net.
+const MOST: usize = 2000;
 
 /// What `http://127.0.0.1:PORT/PATH` has.
 pub(crate) fn get(port: u16, path: &str, at_most: Duration) -> io::Result<String> {
@@ -26,15 +28,24 @@ pub(crate) fn get(port: u16, path: &str, at_most: Duration) -> io::Result<String
     if is_good { Ok(body.to_owned()) } else { Err(io::Error::other(answer)) }
 }
 
-/// Asks an application's client. Without the net it stops when it has seen enough.
-pub(crate) fn ask(net: Net, port: u16, client: &str) -> Tally {
+/// Asks an application's client: what there is to ask, and on until every one of its workers has answered. Without the net until it
+/// has gone wrong, if it does.
+pub(crate) fn ask(net: Net, port: u16, client: &str, workers: usize) -> Tally {
     let (tally, next) = (Mutex::new(Tally::default()), AtomicUsize::new(0));
     let at_most = if net == Net::On { patience() } else { HANG };
+    let until = Instant::now() + patience();
+    let is_enough = |question| {
+        let tally = tally.lock().expect("nobody panics here");
+        let is_through = question >= QUESTIONS && tally.children() >= workers;
+        match net {
+            Net::On => is_through || Instant::now() > until,
+            Net::Off => tally.is_bad() || question >= MOST,
+        }
+    };
     let asker = || {
         loop {
             let question = next.fetch_add(1, Relaxed);
-            let is_enough = net == Net::Off && tally.lock().expect("nobody panics here").is_bad();
-            if question >= QUESTIONS || is_enough {
+            if is_enough(question) {
                 return;
             }
             let word = format!("{client}-{question}");

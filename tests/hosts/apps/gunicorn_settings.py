@@ -1,7 +1,6 @@
 """Of gunicorn. Its own time limit for workers is not what ends a hang here."""
 
 preload_app = True
-workers = 3
 timeout = 120
 graceful_timeout = 2
 
