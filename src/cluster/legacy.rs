@@ -4,7 +4,9 @@
 
 use super::listeners::{Kept, Listener};
 use super::say;
+use crate::fork::ignored::{self, Ignored};
 use crate::fork::passed;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::execve;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
@@ -18,6 +20,9 @@ use std::process;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 const VARIABLE: &str = "FORKSAFE_CLUSTER";
+
+/// What would end a program that has not looked yet: a shell on the way to it unblocks all signals.
+const NOT_YET: [libc::c_int; 5] = [libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP, libc::SIGTTIN, libc::SIGTTOU];
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Legacy {
@@ -47,8 +52,13 @@ impl Legacy {
         }
     }
 
-    pub(super) fn is_there(&self) -> bool {
-        self.pid != 0
+    /// Whether a master was here before this one. Then its signals are taken out of what is blocked and ignored.
+    pub(super) fn unblocks(&self, mask: &mut SigSet, signals: &[Signal]) -> io::Result<()> {
+        if self.pid != 0 {
+            signals.iter().for_each(|signal| mask.remove(*signal));
+            ignored::no_more(&NOT_YET)?;
+        }
+        Ok(())
     }
 
     pub(super) fn take_listener(&mut self, on: &str) -> Option<OwnedFd> {
@@ -88,8 +98,8 @@ impl Program {
         Ok(Self { path, arguments })
     }
 
-    /// Becomes what lies at its path now, and leaves it what the cluster has. Signals stay blocked, so that none ends the next master
-    /// before it looks. Returns if that cannot be started, and all is as it was.
+    /// Becomes what lies at its path now, and leaves it what the cluster has. Signals stay blocked, and those that are not to end it are
+    /// ignored if somebody unblocks them, until the next master looks. Returns if that cannot be started, and all is as it was.
     pub(super) fn exec(&self, leaves: &Leaves<'_>) -> io::Result<Infallible> {
         let Leaves { listeners, kept, lives, workers, phase } = leaves;
         let mut legacy = Legacy { pid: process::id(), phase: *phase, workers: workers.clone(), ..Legacy::default() };
@@ -108,6 +118,7 @@ impl Program {
             env::vars_os().filter(|(name, _)| name != VARIABLE).map(variable).collect::<io::Result<Vec<_>>>()?;
         variables.push(variable((VARIABLE.into(), serde_json::to_string(&legacy)?.into()))?);
         let path = text(self.path.clone().into_os_string())?;
+        let _ignored = Ignored::new(&NOT_YET)?;
         let outcome = stay.iter().try_for_each(|fd| passed::keep_over_exec(*fd, true));
         let outcome = outcome.and_then(|()| Ok(execve(&path, &arguments, &variables)?));
         stay.iter().for_each(|fd| drop(passed::keep_over_exec(*fd, false)));

@@ -81,10 +81,7 @@ impl Builder {
         let signals =
             SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(io::Error::from)?;
         let mut before = mask.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(io::Error::from)?;
-        if legacy.is_there() {
-            // The master before this one had blocked them.
-            SIGNALS.iter().for_each(|signal| before.remove(*signal));
-        }
+        legacy.unblocks(&mut before, &SIGNALS)?;
         let _restores = RestoresMask(before, &signals);
         let (listeners, kept) =
             self.bound.drain(..).map(|bound| (bound.listener, bound.kept)).unzip::<_, _, Vec<_>, _>();

@@ -44,7 +44,8 @@
 //! ones stay.
 //!
 //! What the new program says has to be listened on is taken over, if it is said in the same words; the rest is closed. If it ends before
-//! it comes to [`run`](Builder::run), the old workers finish what they have, and end. Until then signals wait for it.
+//! it comes to [`run`](Builder::run), the old workers finish what they have, and end. Until then signals wait for it; if a shell is on the
+//! way to it, which unblocks them, `TERM`, `INT` and `QUIT` end it and the others are lost.
 //!
 //! # A service manager
 //!

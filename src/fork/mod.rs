@@ -29,6 +29,8 @@ mod generation;
 mod guarded;
 mod handler;
 pub(crate) mod hooks;
+#[cfg(feature = "cluster")]
+pub(crate) mod ignored;
 #[cfg(feature = "r2d2")]
 pub(crate) mod impatient;
 #[cfg(feature = "cluster")]

@@ -504,20 +504,23 @@ fn a_hook_that_panics_in_the_master_leaves_no_orphans() {
     });
 }
 
-/// Its child has the listener, and both ends of nothing: the pipe that says that the master lives is seen to end all the same.
+/// The master's child holds both ends of the pipe that says that the master lives, and the worker's child one.
 #[test]
-fn a_worker_that_forks_ends_as_others_do() {
+fn a_worker_sees_the_end_of_a_master_that_has_other_children() {
     clean_process(|| {
         let folder = Folder::new();
-        let master = start(&folder, 1, |settings| {
-            settings.on_worker_boot(|_| {
-                // SAFETY: the child makes system calls only.
-                if unsafe { libc::fork() } == 0 {
-                    loop {
-                        // SAFETY: takes no memory of ours. The child is killed with the test.
-                        unsafe { libc::pause() };
-                    }
+        let fork_one_that_stays = || {
+            // SAFETY: the child makes system calls only. It is killed with the test.
+            if unsafe { libc::fork() } == 0 {
+                loop {
+                    // SAFETY: takes nothing.
+                    unsafe { libc::pause() };
                 }
+            }
+        };
+        let master = start(&folder, 1, |settings| {
+            settings.before_fork(fork_one_that_stays).on_worker_boot(move |_| {
+                fork_one_that_stays();
                 io::Result::Ok(())
             })
         });

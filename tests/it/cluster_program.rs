@@ -144,6 +144,17 @@ impl Server {
         });
     }
 
+    /// Which of its descriptors the master's programs get.
+    fn kept_over_exec(&self) -> BTreeSet<String> {
+        let all = fs::read_dir(format!("/proc/{}/fdinfo", self.master.id())).unwrap().map(|entry| entry.unwrap());
+        let is_kept = |entry: &fs::DirEntry| {
+            let info = fs::read_to_string(entry.path()).unwrap_or_default();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).map(str::trim);
+            flags.is_some_and(|flags| u32::from_str_radix(flags, 8).unwrap() & libc::O_CLOEXEC as u32 == 0)
+        };
+        all.filter(is_kept).map(|entry| entry.file_name().into_string().unwrap()).collect()
+    }
+
     fn replace_program(&self, script: &str) {
         let next = self.file("next");
         fs::write(&next, script).unwrap();
@@ -187,6 +198,7 @@ fn a_restart_by_exec_turns_nobody_away() {
             });
         });
         assert!(server.pids().is_disjoint(&before), "each is new");
+        wait_until("the old ones are told to end", || before.iter().all(|pid| has_ended(*pid)));
         assert_eq!(server.status().pid, server.master.id());
         let mut answer = String::new();
         (&slow).read_to_string(&mut answer).unwrap();
@@ -215,6 +227,34 @@ fn many_restarts_by_exec_at_once_are_harmless() {
     });
 }
 
+/// The next program takes its time until it looks, and a shell on the way to it has no answer to any signal.
+#[test]
+fn signals_do_not_end_a_release_that_is_loaded() {
+    clean_process(|| {
+        let server = Server::start(2, &[]);
+        let before = server.pids();
+        let program = example();
+        server.replace_program(&format!(
+            "#!/bin/sh\ntouch {0}/loads\nwhile [ -e {0}/loads ]; do sleep 0.05; done\nexec {1} \"$@\"\n",
+            server.folder.display(),
+            program.display()
+        ));
+        server.under_load(|| {
+            server.signal(libc::SIGUSR2);
+            wait_until("it loads", || server.file("loads").exists());
+            for signal in [libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP, libc::SIGTTIN] {
+                server.signal(signal);
+            }
+            fs::remove_file(server.file("loads")).unwrap();
+            wait_until("it comes to rest", || {
+                let status = server.status();
+                status.old_workers == 0 && status.workers == status.booted_workers && server.pids().is_disjoint(&before)
+            });
+        });
+        server.end();
+    });
+}
+
 #[test]
 fn a_release_whose_workers_do_not_come_to_serve_leaves_the_old_ones() {
     clean_process(|| {
@@ -236,13 +276,14 @@ fn a_release_that_is_not_there_changes_nothing() {
     clean_process(|| {
         let server = Server::start(2, &[]);
         let before = server.pids();
+        let kept = server.kept_over_exec();
         fs::remove_file(server.file("program")).unwrap();
         server.under_load(|| {
             server.signal(libc::SIGUSR2);
             wait_until("it says so", || server.log().contains("cannot restart by exec, and goes on: "));
         });
         assert_eq!(server.pids(), before);
-        // What was to be kept for the next program is closed in others again.
+        assert_eq!(server.kept_over_exec(), kept, "what was to be kept for the next program is for no other");
         server.ask("restart", true).unwrap();
         server.end();
     });

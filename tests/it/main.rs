@@ -27,6 +27,7 @@ mod fork_table;
 mod hooks;
 mod idle;
 mod inflight;
+mod job_worker;
 mod killed;
 mod kit;
 mod lent;

@@ -27,9 +27,9 @@ pub const UNDER_VALGRIND: [&str; 6] = [
     "storm::racing_threads_of_a_child_are_all_served",
 ];
 
-/// A fork copies the sanitizer's page tables, too: thousands of them take longer than a test may. And the example is a
-/// program of its own, which is not built here.
-const NOT_UNDER_ASAN: [&str; 4] = ["control::", "example::", "two_thousand", "a_storm_of_children"];
+/// A fork copies the sanitizer's page tables, too: thousands of them take longer than a test may. And the examples
+/// are programs of their own, which are not built here.
+const NOT_UNDER_ASAN: [&str; 5] = ["control::", "example::", "job_worker::", "two_thousand", "a_storm_of_children"];
 
 pub fn run(sh: &Shell, steps: &mut Steps, with: Option<Tool>, install: bool, under_valgrind: &[String]) -> Result<()> {
     let wanted = |tool| with.is_none_or(|one| one == tool);

@@ -5,6 +5,7 @@ use std::mem::{self, MaybeUninit};
 use std::os::fd::RawFd;
 
 /// What is under a number.
+#[allow(clippy::large_enum_variant, reason = "nothing is allocated here")]
 pub(super) enum Socket {
     Closed,
     /// Open, and no socket.
