@@ -69,7 +69,9 @@
 //! - No thread of the master's ever serves, and no worker forks others from what it has warmed up (Puma's and Pitchfork's refork): what it
 //!   saves is memory that was written to after the fork, in languages whose collector writes to all of it. Rust's does not exist. What
 //!   should be shared is loaded in the master; and a worker that forks is a process with threads that forks.
-//! - No thread is added or taken away by load (but see [`min_threads`](Builder::min_threads)).
+//! - It does not steer clients to the idlest worker. Who lets a client in has a thread for it, which runs beside all others: there is no lock
+//!   on the interpreter for which the threads of a busy worker would wait. One that has no thread left does not let anybody in.
+//! - No thread is taken away when there is little to do (but see [`min_threads`](Builder::min_threads)).
 //!
 //! # The end of the master
 //!
