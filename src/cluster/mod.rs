@@ -111,12 +111,12 @@ pub enum Error {
     #[error("wrong cluster setting: {0}")]
     Setting(String),
     /// It cannot listen there.
-    #[error("cannot listen on {on}")]
+    #[error("cannot listen on {on}: {cause}")]
     Listen {
         /// Where.
         on: String,
         /// What the kernel says.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The master has other threads, of which a forked worker would have none, but perhaps their locks. By name, as far as they have
     /// one. Only with [`strict`](Builder::strict).
@@ -131,8 +131,14 @@ pub enum Error {
         last: ExitStatus,
     },
     /// The system denied something that the master cannot do without.
-    #[error("the cluster cannot go on")]
-    System(#[from] io::Error),
+    #[error("the cluster cannot go on: {0}")]
+    System(io::Error),
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self::System(error)
+    }
 }
 
 /// Unblocks all signals. Master and workers have those of the [table](self#signals) blocked, and programs that they start inherit that: a
