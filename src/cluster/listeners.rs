@@ -57,7 +57,7 @@ pub enum Listener {
 impl Bind {
     pub(super) fn bind(self, legacy: &mut Legacy) -> Result<Vec<Bound>, Error> {
         let on = self.to_string();
-        let failed = |source| Error::Listen { on: on.clone(), source };
+        let failed = |cause| Error::Listen { on: on.clone(), cause };
         if let Self::Passed(name) = self {
             return passed_by_systemd(name.as_deref()).map_err(failed);
         }

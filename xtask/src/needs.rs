@@ -86,7 +86,36 @@ pub const TESTS: &[Need] = &[
         instead: None,
         is_there: |sh| program(sh, "node").is_some(),
     },
+    of_hosts("gunicorn", "gunicorn", |sh| program(sh, "gunicorn").is_some()),
+    of_hosts("psycopg2", "python3-psycopg2", |sh| imports(sh, "psycopg2")),
+    of_hosts("redis-py", "python3-redis", |sh| imports(sh, "redis")),
+    of_hosts("SQLAlchemy", "python3-sqlalchemy", |sh| imports(sh, "sqlalchemy")),
+    of_hosts("Celery", "python3-celery", |sh| imports(sh, "celery")),
+    of_hosts("Puma", "puma", |sh| program(sh, "puma").is_some()),
+    of_hosts("Ruby's pg", "ruby-pg", |sh| requires(sh, "pg")),
+    of_hosts("Ruby's redis", "ruby-redis", |sh| requires(sh, "redis")),
+    of_hosts("nginx", "nginx", |sh| Path::new("/usr/sbin/nginx").is_file() || program(sh, "nginx").is_some()),
+    of_hosts("Apache", "apache2", |sh| Path::new("/usr/sbin/apache2").is_file() || program(sh, "apache2").is_some()),
+    of_hosts("sshd", "openssh-server", |sh| Path::new("/usr/sbin/sshd").is_file() || program(sh, "sshd").is_some()),
+    of_hosts("ssh", "openssh-client", |sh| program(sh, "ssh").is_some()),
+    of_hosts("git", "git", |sh| program(sh, "git").is_some()),
 ];
+
+/// What programs under the preloaded library are made of.
+const fn of_hosts(what: &'static str, debian_package: &'static str, is_there: fn(&Shell) -> bool) -> Need {
+    Need { what, debian_package, instead: None, is_there }
+}
+
+/// Debian's Python: there may be another before it on the `PATH`.
+fn imports(sh: &Shell, module: &str) -> bool {
+    let import = format!("import {module}");
+    cmd!(sh, "/usr/bin/python3 -c {import}").quiet().ignore_stderr().run().is_ok()
+}
+
+/// And Debian's Ruby.
+fn requires(sh: &Shell, library: &str) -> bool {
+    cmd!(sh, "/usr/bin/ruby -r {library} -e true").quiet().ignore_stderr().run().is_ok()
+}
 
 /// Of the integration tests under AddressSanitizer.
 pub const SERVERS: &[Need] = &[REDIS, POSTGRES, PGBOUNCER];
