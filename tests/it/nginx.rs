@@ -10,6 +10,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+/// How many connections to the server it keeps.
+const KEPT: usize = 4;
+
 /// Ends with whoever has started it.
 struct Nginx {
     process: Child,
@@ -17,12 +20,14 @@ struct Nginx {
 }
 
 impl Nginx {
-    /// In the folder of the server. `again` is how often it may ask more than once for a request of which no answer came.
-    fn before(server: &Server, again: usize) -> Self {
+    /// In the folder of the server. With `again` it asks again for what was not answered.
+    fn before(server: &Server, again: bool) -> Self {
         let folder = server.file("nginx");
         fs::create_dir(&folder).unwrap();
-        // Asked again is another server: here the same, where another worker lets in who comes.
-        let servers = format!("server unix:{} max_fails=0;\n", server.file("socket").display()).repeat(1 + again);
+        // It asks each server of the list once: here it is the same each time, where another worker lets in who comes. After the request
+        // itself all connections that it keeps may turn out to be dead, one by one; then it makes a new one.
+        let times = if again { 2 + KEPT } else { 1 };
+        let servers = format!("server unix:{} max_fails=0;\n", server.file("socket").display()).repeat(times);
         let here = folder.display();
         let configuration = format!(
             "daemon off;
@@ -38,7 +43,7 @@ impl Nginx {
                 fastcgi_temp_path {here}/fastcgi;
                 uwsgi_temp_path {here}/uwsgi;
                 scgi_temp_path {here}/scgi;
-                upstream workers {{ {servers} keepalive 8; }}
+                upstream workers {{ {servers} keepalive {KEPT}; }}
                 server {{
                     listen unix:{here}/socket;
                     keepalive_requests 1000000;
@@ -50,7 +55,7 @@ impl Nginx {
                     }}
                 }}
             }}",
-            if again == 0 { "off" } else { "error" }
+            if again { "error" } else { "off" }
         );
         fs::write(folder.join("nginx.conf"), configuration).unwrap();
         let mut command = Command::new(program());
@@ -108,7 +113,7 @@ fn restarts_behind_nginx_turn_nobody_away() {
     clean_process(|| {
         let server = Server::start(2, 5);
         server.await_phase(0, 2);
-        let nginx = Nginx::before(&server, 1);
+        let nginx = Nginx::before(&server, true);
         let (asked, failed) = under_load(nginx.visitors(), || {
             server.signal(libc::SIGUSR1);
             server.await_phase(1, 2);
@@ -121,14 +126,15 @@ fn restarts_behind_nginx_turn_nobody_away() {
     });
 }
 
-/// What it was answering is answered by another: nginx asks again for what has no effect (GET). It is told of the same socket twice, for
-/// it asks each server once.
+/// What it was answering is answered by another: nginx asks again for what has no effect (GET). With
+/// the server named once a request is lost whose kept connection and whose new one were both the killed worker's; named twice, one of which
+/// two kept ones were ("no live upstreams").
 #[test]
 fn a_worker_that_is_killed_behind_nginx_is_missed_by_nobody() {
     clean_process(|| {
         let server = Server::start(2, 5);
         server.await_phase(0, 2);
-        let nginx = Nginx::before(&server, 1);
+        let nginx = Nginx::before(&server, true);
         let mut killed = 0;
         let (asked, failed) = under_load(nginx.visitors(), || {
             // Until it was in the middle of something.
@@ -154,7 +160,7 @@ fn without_a_second_try_a_killed_workers_requests_are_lost() {
     clean_process(|| {
         let server = Server::start(2, 5);
         server.await_phase(0, 2);
-        let nginx = Nginx::before(&server, 0);
+        let nginx = Nginx::before(&server, false);
         let (_, failed) = under_load(nginx.visitors(), || {
             wait_until("a request was lost", || {
                 let workers = server.status().unwrap().worker_status;

@@ -5,7 +5,7 @@ use forksafe::Deadline;
 use forksafe::cluster::{Command as Ask, Status, Stream};
 use forksafe::testing::{patience, wait_until};
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     folder: PathBuf,
     /// Kept open: the server prints more.
-    _output: BufReader<ChildStdout>,
+    output: BufReader<ChildStdout>,
 }
 
 impl Server {
@@ -55,7 +55,7 @@ impl Server {
         output.read_line(&mut line).unwrap();
         let address = line.split_once("http://").and_then(|(_, rest)| rest.split_once(' '));
         let address = address.unwrap_or_else(|| panic!("{line:?}")).0.parse().unwrap();
-        Self { master, address, folder, _output: output }
+        Self { master, address, folder, output }
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
@@ -96,7 +96,10 @@ impl Server {
     /// It has been told to. A failure would be its own verdict, or the embedded backend's.
     pub(crate) fn await_end(&mut self) {
         wait_until("the server has ended", || self.master.try_wait().unwrap().is_some());
-        assert!(self.master.wait().unwrap().success());
+        let status = self.master.wait().unwrap();
+        let mut said = String::new();
+        self.output.read_to_string(&mut said).unwrap();
+        assert!(status.success(), "{status}: {said}");
         assert!(TcpStream::connect(self.address).is_err(), "somebody still listens");
     }
 }
