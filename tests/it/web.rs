@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread;
+use std::time::Duration;
 
 /// Where cargo puts the examples of the build that this program is of. `cargo test --test it` alone does not build them.
 pub(crate) fn prefork_server() -> PathBuf {
@@ -155,26 +156,40 @@ pub(crate) struct Visitor<'a> {
     connect: Box<dyn Fn() -> io::Result<Stream> + Send + 'a>,
     /// Or it connects for each request.
     stays: bool,
+    /// Between two requests.
+    rests: Duration,
     connection: Option<BufReader<Stream>>,
 }
 
 impl<'a> Visitor<'a> {
     pub(crate) fn new(stays: bool, connect: impl Fn() -> io::Result<Stream> + Send + 'a) -> Self {
-        Self { connect: Box::new(connect), stays, connection: None }
+        Self { connect: Box::new(connect), stays, rests: Duration::ZERO, connection: None }
     }
 
-    /// Half of them stay; of these and of the others half come by TCP, and half to a socket.
+    /// So that its connection is idle when its worker has to end.
+    fn rests(mut self, rests: Duration) -> Self {
+        self.rests = rests;
+        self
+    }
+
+    /// Half of them stay, and half of these rest in between; of all half come by TCP, and half to a socket.
     pub(crate) fn some(server: &'a Server, number: u8) -> Vec<Self> {
         let tcp = || server.connect().map(Stream::Tcp);
         let unix = || at_socket(&server.file("socket"));
-        let one = |number| match number % 4 {
-            stays @ (0 | 1) => Self::new(stays == 0, tcp),
-            stays => Self::new(stays == 2, unix),
+        let rests = Duration::from_millis(5);
+        let one = |number| match number % 8 {
+            0 => Self::new(true, tcp),
+            1 => Self::new(true, unix),
+            2 => Self::new(true, tcp).rests(rests),
+            3 => Self::new(true, unix).rests(rests),
+            other if other % 2 == 0 => Self::new(false, tcp),
+            _ => Self::new(false, unix),
         };
         (0..number).map(one).collect()
     }
 
     pub(crate) fn visit(&mut self) -> Result<Answer, String> {
+        thread::sleep(self.rests);
         let answer = self.try_visit();
         let goes = answer.as_ref().map_or(true, |answer| !self.stays || answer.is_last());
         if goes {
