@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, process};
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Role {
     Backend,
     Driver,
@@ -83,14 +83,19 @@ impl Family {
         Ok(None)
     }
 
-    /// Asks the children of one role to end, and kills those that have not in ten seconds. Whether all ended well.
+    /// Asks the children of one role to end, and kills those that have not in a minute: the backend looks at all
+    /// sockets of the machine, which may be many. Whether all ended well.
     pub(crate) fn end(&mut self, role: Role) -> Result<bool> {
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + Duration::from_secs(60);
         let mut well = true;
         self.signal(role, Signal::SIGTERM)?;
         while self.children.iter().any(|child| child.1 == role) {
             match self.reap()? {
-                Some(status) => well &= matches!(status, WaitStatus::Exited(_, 0)),
+                Some(WaitStatus::Exited(_, 0)) => {}
+                Some(status) => {
+                    println!("the {role:?} did not end well: {status:?}");
+                    well = false;
+                }
                 None if Instant::now() < until => thread::sleep(Duration::from_millis(5)),
                 None => self.signal(role, Signal::SIGKILL)?,
             }

@@ -1,9 +1,9 @@
 //! Dynos x workers x threads at one PostgreSQL that has just room for them.
 
-use crate::web::{Server, Visitor, under_load};
+use crate::web::{Server, Visitor, at_socket, under_load};
 use forksafe::Deadline;
 use forksafe::Pool;
-use forksafe::cluster::{Builder, Command, Status, Stream};
+use forksafe::cluster::{Builder, Command, Status};
 use forksafe::postgres::PostgresManager;
 use forksafe::sizing::{Capacity, Plan, Report};
 use forksafe::testing::{self, Holdings, PrivatePostgres, clean_process, patience, wait_until};
@@ -66,8 +66,9 @@ fn four_dynos_work_at_a_server_that_has_just_room_for_them() {
         let url = postgres.url().replacen("postgres@", "app@", 1);
         let dynos: Vec<_> = (0..DYNOS).map(|_| Server::start_with(WORKERS, THREADS, &["--postgres", &url])).collect();
         dynos.iter().for_each(|dyno| dyno.await_phase(0, WORKERS.into()));
+        // Not by TCP: so many connections that have just been closed keep who looks at all sockets of the machine from coming to an end.
         let visitors = dynos.iter().flat_map(|dyno| {
-            (0..2 * WORKERS * THREADS).map(|_| Visitor::new(false, || dyno.connect().map(Stream::Tcp)))
+            (0..2 * WORKERS * THREADS).map(|_| Visitor::new(false, || at_socket(&dyno.file("socket"))))
         });
         let mut most = 0;
         let (asked, failed) = under_load(visitors.collect(), || {
