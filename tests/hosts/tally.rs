@@ -37,10 +37,6 @@ impl Tally {
     }
 
     /// Of lines with a word each, and what came back.
-    pub(crate) fn of_lines(text: &str) -> Self {
-        Self::of_lines_that(text, |_| true)
-    }
-
     pub(crate) fn of_lines_that(text: &str, is_meant: impl Fn(&str) -> bool) -> Self {
         let mut tally = Self::default();
         for (word, answer) in text.lines().filter_map(|line| line.split_once(' ')) {
@@ -49,6 +45,12 @@ impl Tally {
             }
         }
         tally
+    }
+
+    /// How many questions it tells of.
+    pub(crate) fn all(&self) -> usize {
+        let answered: usize = self.children.values().map(|child| child.right + child.errors.len()).sum();
+        answered + self.wrong.len() + self.hung
     }
 
     /// Whether something has gone wrong for certain: an error may have been the only one.
