@@ -11,7 +11,6 @@ use postgres::config::{Config, Host};
 use std::error::Error;
 use std::fmt;
 use std::io::{self, Write};
-use std::num::NonZeroU8;
 use std::time::Duration;
 
 /// How long a request waits for a connection, and for an answer.
@@ -28,8 +27,8 @@ enum Backend {
 }
 
 /// A connection for each thread. Without a test at checkout: it would heal some of what `--unsafe-share` is to show.
-fn pool<M: ManageConnection>(manager: M, threads: NonZeroU8) -> Result<Pool<M>> {
-    let settings = Pool::builder().max_size(threads.get().into()).connection_timeout(PATIENCE);
+fn pool<M: ManageConnection>(manager: M, threads: usize) -> Result<Pool<M>> {
+    let settings = Pool::builder().max_size(threads as u32).connection_timeout(PATIENCE);
     Ok(settings.test_on_check_out(false).build(manager)?)
 }
 
@@ -39,7 +38,7 @@ impl Backends {
         redis: Option<&str>,
         postgres: Option<&str>,
         family: &mut Family,
-        threads: NonZeroU8,
+        threads: usize,
     ) -> Result<Self> {
         let mut all = Vec::new();
         if let Some(url) = redis {
@@ -80,19 +79,22 @@ impl Backends {
 }
 
 impl Backend {
-    fn redis(url: &str, threads: NonZeroU8) -> Result<Self> {
+    fn redis(url: &str, threads: usize) -> Result<Self> {
         let client = redis::Client::open(url).map_err(|error| format!("--redis: {error}"))?;
         Ok(Self::Redis(pool(client, threads)?))
     }
 
-    fn postgres(url: &str, threads: NonZeroU8) -> Result<Self> {
+    fn postgres(url: &str, threads: usize) -> Result<Self> {
         let config: Config = url.parse().map_err(|error| format!("--postgres: {error}"))?;
         Ok(Self::Postgres(pool(PostgresManager::new(config, NoTls), threads)?))
     }
 
     /// Starts a server that numbers its connections and knows which process wrote each byte. It is a process of its own,
-    /// forked while there is nothing to inherit.
-    fn embedded(family: &mut Family, threads: NonZeroU8) -> Result<Self> {
+    /// forked while there is nothing to inherit. After a restart by exec it is still there, and its old clients with it.
+    fn embedded(family: &mut Family, threads: usize) -> Result<Self> {
+        if let Some(address) = family.adopt(Role::Backend) {
+            return Ok(Self::Embedded(pool(WitnessManager::at(address.parse()?), threads)?));
+        }
         let (address, mut tell) = io::pipe()?;
         family.fork(Role::Backend, move |signals| {
             let witness = Witness::start();
@@ -101,7 +103,9 @@ impl Backend {
             while signals.wait()? != SIGTERM {} // Ctrl-C is for the master to answer.
             Ok(verdict(&witness))
         })?;
-        let address = io::read_to_string(address)?.parse().map_err(|_| "the embedded backend did not start")?;
+        let address = io::read_to_string(address)?;
+        family.leave_to_the_next_program(Role::Backend, &address);
+        let address = address.parse().map_err(|_| "the embedded backend did not start")?;
         Ok(Self::Embedded(pool(WitnessManager::at(address), threads)?))
     }
 

@@ -2,24 +2,31 @@
 
 use crate::Result;
 use crate::backend::Backends;
+use crate::page;
 use forksafe::Deadline;
-use forksafe::cluster::{Heartbeat, Listener, Worker};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use forksafe::cluster::{Heartbeat, Listener, Status, Worker};
+use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use std::cell::Cell;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll};
 use std::time::Duration;
-use std::{process, thread};
-use tokio::net::{TcpListener, TcpStream};
+use std::{io, process, thread};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
+
+type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 /// How long a client may take to send a request, and rest between two.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,11 +34,16 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a worker that is about to end waits for its clients. The master waits a little longer.
 const FAREWELL: Duration = Duration::from_secs(7);
 
-/// This worker is about to end: each answer asks its client to leave.
-static ENDING: AtomicBool = AtomicBool::new(false);
-
-/// By which its threads say until when they will be done.
-static HEARTBEATS: OnceLock<&[Heartbeat]> = OnceLock::new();
+/// What the worker's clients have in common.
+struct Site {
+    backends: &'static Backends,
+    /// By which its threads say until when they will be done.
+    heartbeats: Vec<Heartbeat>,
+    /// Who wants to know how the cluster stands.
+    status: mpsc::Sender<oneshot::Sender<Status>>,
+    /// The worker is about to end: each answer asks its client to leave.
+    is_ending: AtomicBool,
+}
 
 /// Serves HTTP until the worker has to end. HTTP is this thread's work alone; as many others as it has threads wait for the backends.
 pub(crate) fn serve(worker: &Worker, backends: &'static Backends) -> Result<()> {
@@ -41,46 +53,47 @@ pub(crate) fn serve(worker: &Worker, backends: &'static Backends) -> Result<()> 
         .thread_keep_alive(Duration::MAX) // Each keeps its number.
         .enable_all()
         .build()?;
-    runtime.block_on(async {
-        let listener = match &*worker.take_listeners() {
-            [Listener::Tcp(listener)] => TcpListener::from_std(listener.try_clone()?)?,
-            _ => return Err("there should be one listener".into()),
-        };
-        let heartbeats: &'static [Heartbeat] =
-            Box::leak((0..worker.threads()).map(|thread| worker.heartbeat(thread)).collect());
-        HEARTBEATS.get_or_init(|| heartbeats);
-        worker.ready();
-        let (tell, mut end_it) = oneshot::channel();
-        let shutdown = worker.shutdown().clone();
-        thread::spawn(move || tell.send(shutdown.wait(Deadline::never())));
-        let clients = GracefulShutdown::new();
-        loop {
-            tokio::select! {
-                _ = &mut end_it => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((client, _)) => attend_to(client, clients.watcher(), backends),
-                    Err(error) => {
-                        eprintln!("worker {}: {error}", process::id());
-                        sleep(Duration::from_millis(100)).await; // It may have no descriptor left until some client goes.
-                    }
-                },
-            }
-        }
-        end(listener, clients, backends).await
+    let (tell, told) = oneshot::channel();
+    let (status, asked) = mpsc::channel::<oneshot::Sender<Status>>();
+    let heartbeats = (0..worker.threads()).map(|thread| worker.heartbeat(thread)).collect();
+    let site = Arc::new(Site { backends, heartbeats, status, is_ending: AtomicBool::new(false) });
+    thread::scope(|scope| {
+        scope.spawn(move || tell.send(worker.shutdown().wait(Deadline::never())));
+        scope.spawn(move || asked.into_iter().for_each(|who| drop(who.send(worker.status()))));
+        let outcome = runtime.block_on(serve_until(told, worker, site));
+        worker.shutdown().request(); // The threads of this scope are waited for, also after an error.
+        drop(runtime);
+        outcome
     })
 }
 
+async fn serve_until(mut end_it: oneshot::Receiver<bool>, worker: &Worker, site: Arc<Site>) -> Result<()> {
+    let doors = worker.take_listeners().iter().map(Door::open).collect::<io::Result<Vec<_>>>()?;
+    worker.ready();
+    let clients = GracefulShutdown::new();
+    loop {
+        tokio::select! {
+            _ = &mut end_it => break,
+            accepted = poll_fn(|context| next_client(&doors, context)) => match accepted {
+                Ok(client) => attend_to(client, clients.watcher(), &site),
+                Err(error) => {
+                    eprintln!("worker {}: {error}", process::id());
+                    sleep(Duration::from_millis(100)).await; // It may have no descriptor left until some client goes.
+                }
+            },
+        }
+    }
+    end(doors, clients, &site).await
+}
+
 /// Answers everyone who has sent a request, and then closes.
-async fn end(listener: TcpListener, clients: GracefulShutdown, backends: &'static Backends) -> Result<()> {
-    ENDING.store(true, Relaxed);
+async fn end(doors: Vec<Door>, clients: GracefulShutdown, site: &Arc<Site>) -> Result<()> {
+    site.is_ending.store(true, Relaxed);
     // For its client a connection in the kernel's queue is open, and may carry a request. Those that come after the last
     // look are the other workers' to accept. If there are none, the kernel resets them when the listener is closed.
-    let listener = listener.into_std()?;
-    while let Ok((client, _)) = listener.accept() {
-        client.set_nonblocking(true)?;
-        attend_to(TcpStream::from_std(client)?, clients.watcher(), backends);
+    for door in doors {
+        door.close(|client| attend_to(client, clients.watcher(), site))?;
     }
-    drop(listener);
     // hyper hangs up on those whose request it has not begun to read. So they have a second, told in rounds of the event
     // loop: what has arrived is read in the first, however late that is.
     for _ in 0..100 {
@@ -93,40 +106,112 @@ async fn end(listener: TcpListener, clients: GracefulShutdown, backends: &'stati
     Ok(())
 }
 
+/// Where clients come from.
+enum Door {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+trait Client: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Client for T {}
+
+/// Of the first of them that has one.
+fn next_client(doors: &[Door], context: &mut Context<'_>) -> Poll<io::Result<Box<dyn Client>>> {
+    doors.iter().map(|door| door.poll_accept(context)).find(Poll::is_ready).unwrap_or(Poll::Pending)
+}
+
+impl Door {
+    fn open(listener: &Listener) -> io::Result<Self> {
+        match listener {
+            Listener::Tcp(listener) => Ok(Self::Tcp(TcpListener::from_std(listener.try_clone()?)?)),
+            Listener::Unix(listener) => Ok(Self::Unix(UnixListener::from_std(listener.try_clone()?)?)),
+            other => Err(io::Error::other(format!("what is {other}?"))),
+        }
+    }
+
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Box<dyn Client>>> {
+        match self {
+            Self::Tcp(listener) => listener.poll_accept(context).map_ok(|(client, _)| Box::new(client) as _),
+            Self::Unix(listener) => listener.poll_accept(context).map_ok(|(client, _)| Box::new(client) as _),
+        }
+    }
+
+    /// Lets in who waits there, without the event loop, which may not have heard of them.
+    fn close(self, mut let_in: impl FnMut(Box<dyn Client>)) -> io::Result<()> {
+        match self {
+            Self::Tcp(listener) => {
+                let listener = listener.into_std()?;
+                while let Ok((client, _)) = listener.accept() {
+                    client.set_nonblocking(true)?;
+                    let_in(Box::new(TcpStream::from_std(client)?));
+                }
+            }
+            Self::Unix(listener) => {
+                let listener = listener.into_std()?;
+                while let Ok((client, _)) = listener.accept() {
+                    client.set_nonblocking(true)?;
+                    let_in(Box::new(UnixStream::from_std(client)?));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Answers one client's requests, one after the other, as long as it stays.
-fn attend_to(client: TcpStream, watcher: Watcher, backends: &'static Backends) {
+fn attend_to(client: Box<dyn Client>, watcher: Watcher, site: &Arc<Site>) {
+    let site = Arc::clone(site);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_TIMEOUT)
-        // The pool makes its callers wait, which must not be the event loop.
-        .serve_connection(TokioIo::new(client), service_fn(move |_| spawn_blocking(|| answer(backends))));
+        .serve_connection(TokioIo::new(client), service_fn(move |request| respond(request, Arc::clone(&site))));
     tokio::spawn(watcher.watch(connection)); // That it failed is the client's doing, who knows.
 }
 
+async fn respond(request: Request<Incoming>, site: Arc<Site>) -> std::result::Result<Response<String>, Failed> {
+    let is_status = request.uri().path() == "/status";
+    let (status, kind, text) = if is_status {
+        let (tell, told) = oneshot::channel();
+        site.status.send(tell)?;
+        (StatusCode::OK, "text/html; charset=utf-8", page::page(&told.await?, process::id()))
+    } else {
+        let site = Arc::clone(&site);
+        // The pool makes its callers wait, which must not be the event loop.
+        let (status, text) = spawn_blocking(move || answer(&site)).await?;
+        (status, "text/plain; charset=utf-8", text)
+    };
+    let mut response = Response::new(text);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if site.is_ending.load(Relaxed) {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
 /// Asks the backends, and tells who was answered on which connection.
-fn answer(backends: &Backends) -> Response<String> {
-    static THREADS: AtomicU64 = AtomicU64::new(0);
+fn answer(site: &Site) -> (StatusCode, String) {
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
-        static THREAD: u64 = THREADS.fetch_add(1, Relaxed) + 1;
+        static THREAD: usize = THREADS.fetch_add(1, Relaxed);
         static REQUESTS: Cell<u64> = const { Cell::new(0) };
     }
-    let (worker, thread, request) = (process::id(), THREAD.with(|number| *number), REQUESTS.get());
-    let heartbeat = HEARTBEATS.get().and_then(|all| all.get(thread as usize - 1));
-    heartbeat.inspect(|heartbeat| heartbeat.may_take(REQUEST_TIMEOUT));
+    let (worker, number, request) = (process::id(), THREAD.with(|number| *number), REQUESTS.get());
+    let (heartbeat, thread) = (&site.heartbeats[number], number + 1);
+    heartbeat.may_take(REQUEST_TIMEOUT);
     REQUESTS.set(request + 1);
     // Nobody else ever asks this, so an answer to somebody else is noticed.
-    let (status, text) = match backends.ask(&format!("request {request} of thread {thread} of worker {worker}")) {
+    let outcome = match site.backends.ask(&format!("request {request} of thread {thread} of worker {worker}")) {
         Ok(connections) => {
-            (StatusCode::OK, format!("worker {worker}, thread {thread}, {}\n", backends.list(&connections)))
+            // There is room for one. The last is PostgreSQL's, if it is asked: where connections are dear.
+            connections.last().inspect(|number| heartbeat.uses_connection(**number));
+            (StatusCode::OK, format!("worker {worker}, thread {thread}, {}\n", site.backends.list(&connections)))
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("worker {worker}, thread {thread}: {error}\n")),
     };
-    heartbeat.inspect(|heartbeat| heartbeat.done());
-    let mut response = Response::new(text);
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    if ENDING.load(Relaxed) {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
+    heartbeat.done();
+    outcome
 }

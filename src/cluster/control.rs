@@ -68,12 +68,12 @@ impl fmt::Display for Command {
 #[non_exhaustive]
 pub enum ControlError {
     /// There is no master there, or none that answers in time.
-    #[error("no answer from {}", socket.display())]
+    #[error("no answer from {}: {cause}", socket.display())]
     NoAnswer {
         /// Where it was asked for.
         socket: PathBuf,
         /// What the kernel says.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The master will not, or could not.
     #[error("{0}")]
@@ -89,7 +89,7 @@ impl Command {
     /// See [`ControlError`]. When the deadline is over the command may be carried out all the same.
     pub fn send(self, socket: impl AsRef<Path>, wait: bool, deadline: Deadline) -> Result<String, ControlError> {
         let socket = socket.as_ref();
-        let failed = |source| ControlError::NoAnswer { socket: socket.to_owned(), source };
+        let failed = |cause| ControlError::NoAnswer { socket: socket.to_owned(), cause };
         let asked = || -> io::Result<String> {
             let mut stream = UnixStream::connect(socket)?;
             let wait = if wait { " wait" } else { "" };
@@ -151,7 +151,7 @@ impl Control {
             listener.set_nonblocking(true)?;
             Ok(listener)
         };
-        let listener = bind().map_err(|source| Error::Listen { on: path.display().to_string(), source })?;
+        let listener = bind().map_err(|cause| Error::Listen { on: path.display().to_string(), cause })?;
         Ok(Self { listener, path, clients: Vec::new(), lets_in_from: 0 })
     }
 

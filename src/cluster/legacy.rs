@@ -63,14 +63,15 @@ impl Legacy {
 
     pub(super) fn take_listener(&mut self, on: &str) -> Option<OwnedFd> {
         let number = self.listeners.iter().position(|(words, _)| words == on)?;
-        passed::take(self.listeners.swap_remove(number).1).ok()
+        passed::take(self.listeners.swap_remove(number).1).ok().flatten()
     }
 
     /// That of before, or a new one.
     pub(super) fn take_lives(&mut self) -> io::Result<(PipeReader, PipeWriter)> {
-        match self.lives.take() {
-            Some((reader, writer)) => Ok((passed::take(reader)?.into(), passed::take(writer)?.into())),
-            None => io::pipe(),
+        let Some((reader, writer)) = self.lives.take() else { return io::pipe() };
+        match (passed::take(reader)?, passed::take(writer)?) {
+            (Some(reader), Some(writer)) => Ok((reader.into(), writer.into())),
+            _ => io::pipe(),
         }
     }
 

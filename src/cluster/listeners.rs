@@ -57,7 +57,7 @@ pub enum Listener {
 impl Bind {
     pub(super) fn bind(self, legacy: &mut Legacy) -> Result<Vec<Bound>, Error> {
         let on = self.to_string();
-        let failed = |source| Error::Listen { on: on.clone(), source };
+        let failed = |cause| Error::Listen { on: on.clone(), cause };
         if let Self::Passed(name) = self {
             return passed_by_systemd(name.as_deref()).map_err(failed);
         }
@@ -79,14 +79,20 @@ impl Bind {
     }
 }
 
-/// Once in the life of a program: each of them is its own from then on.
+/// Each once in the life of a program.
 fn passed_by_systemd(name: Option<&str>) -> io::Result<Vec<Bound>> {
-    let of_that_name = sd_notify::listen_fds_with_names()?.filter(|(_, passed)| name.is_none_or(|name| name == passed));
-    let bound = |fd| Ok(Bound { listener: Listener::of(passed::take(fd)?)?, kept: Kept::Passed });
-    let all = of_that_name.map(|(fd, _)| bound(fd)).collect::<io::Result<Vec<_>>>()?;
+    let mut all = Vec::new();
+    for (fd, passed_as) in sd_notify::listen_fds_with_names()? {
+        if name.is_none_or(|name| name == passed_as)
+            && let Some(fd) = passed::take(fd)?
+        {
+            all.push(Bound { listener: Listener::of(fd)?, kept: Kept::Passed });
+        }
+    }
     match name {
         Some(name) if all.is_empty() => {
-            let none = format!("no socket of that name was passed (LISTEN_FDNAMES has none that is {name:?})");
+            let none =
+                format!("no socket of that name was passed (LISTEN_FDNAMES has none that is {name:?}, or it is taken)");
             Err(io::Error::new(io::ErrorKind::NotFound, none))
         }
         _ => Ok(all),
@@ -118,15 +124,11 @@ impl Listener {
 
     /// The next client, if one is there.
     pub(super) fn accept(&self) -> io::Result<Stream> {
-        let stream = match self {
+        // On Linux it does not inherit that the listener does not block.
+        Ok(match self {
             Self::Tcp(listener) => Stream::Tcp(listener.accept()?.0),
             Self::Unix(listener) => Stream::Unix(listener.accept()?.0),
-        };
-        match &stream {
-            Stream::Tcp(stream) => stream.set_nonblocking(false)?,
-            Stream::Unix(stream) => stream.set_nonblocking(false)?,
-        }
-        Ok(stream)
+        })
     }
 }
 

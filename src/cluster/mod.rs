@@ -69,7 +69,9 @@
 //! - No thread of the master's ever serves, and no worker forks others from what it has warmed up (Puma's and Pitchfork's refork): what it
 //!   saves is memory that was written to after the fork, in languages whose collector writes to all of it. Rust's does not exist. What
 //!   should be shared is loaded in the master; and a worker that forks is a process with threads that forks.
-//! - No thread is added or taken away by load (but see [`min_threads`](Builder::min_threads)).
+//! - It does not steer clients to the idlest worker. Who lets a client in has a thread for it, which runs beside all others: there is no lock
+//!   on the interpreter for which the threads of a busy worker would wait. One that has no thread left does not let anybody in.
+//! - No thread is taken away when there is little to do (but see [`min_threads`](Builder::min_threads)).
 //!
 //! # The end of the master
 //!
@@ -109,12 +111,12 @@ pub enum Error {
     #[error("wrong cluster setting: {0}")]
     Setting(String),
     /// It cannot listen there.
-    #[error("cannot listen on {on}")]
+    #[error("cannot listen on {on}: {cause}")]
     Listen {
         /// Where.
         on: String,
         /// What the kernel says.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The master has other threads, of which a forked worker would have none, but perhaps their locks. By name, as far as they have
     /// one. Only with [`strict`](Builder::strict).
@@ -129,8 +131,14 @@ pub enum Error {
         last: ExitStatus,
     },
     /// The system denied something that the master cannot do without.
-    #[error("the cluster cannot go on")]
-    System(#[from] io::Error),
+    #[error("the cluster cannot go on: {0}")]
+    System(io::Error),
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self::System(error)
+    }
 }
 
 /// Unblocks all signals. Master and workers have those of the [table](self#signals) blocked, and programs that they start inherit that: a

@@ -126,6 +126,11 @@ impl Builder {
         self
     }
 
+    /// What was set by [`threads`](Self::threads), or by the environment: what a pool for them is to hold, built before the fork.
+    pub fn threads_of_worker(&self) -> usize {
+        self.threads
+    }
+
     /// How many of them [`Worker::run_threads`] starts at once; each other one when all that there are have something to do. They
     /// stay. Default: all. As in Puma a number above [`threads`](Self::threads) means that many; at least one is started.
     #[must_use]

@@ -58,7 +58,7 @@ impl Worker {
         static COMPLAINED: AtomicBool = AtomicBool::new(false);
         let is_usual = error.kind() == io::ErrorKind::ConnectionAborted;
         if !is_usual && !COMPLAINED.swap(true, SeqCst) {
-            super::say(&format!("worker {} cannot accept: {error}", self.index));
+            super::say(&format!("worker {} cannot serve more: {error}", self.index));
         }
     }
 
@@ -95,10 +95,19 @@ impl Worker {
     ///
     /// When one of them does, or cannot be started, after the others have returned.
     pub fn run_threads(&self, body: impl Fn(&WorkerThread<'_>) + Sync) {
-        let team = Team { worker: self, body: &body, started: AtomicUsize::new(0), idle: AtomicUsize::new(0) };
+        let team = Team {
+            worker: self,
+            body: &body,
+            started: AtomicUsize::new(0),
+            idle: AtomicUsize::new(0),
+            turn: Mutex::new(()),
+        };
         thread::scope(|scope| {
             for _ in 0..self.min_threads {
-                team.start(scope);
+                if let Err(error) = team.start(scope) {
+                    self.shutdown.request(); // Or the others would serve for ever, and one be missing.
+                    panic!("cannot start a thread of worker {}: {error}", self.index);
+                }
             }
         });
     }
@@ -111,32 +120,32 @@ struct Team<'a> {
     started: AtomicUsize,
     /// So many wait for a client.
     idle: AtomicUsize,
+    /// Whose turn it is to wait for clients.
+    turn: Mutex<()>,
 }
 
 impl Team<'_> {
     /// One thread more, if there may be.
-    fn start<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
+    fn start<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> io::Result<()> {
         let Worker { index, threads, .. } = *self.worker;
         let one_more = |started| (started < threads).then_some(started + 1);
-        let Ok(number) = self.started.fetch_update(SeqCst, SeqCst, one_more) else { return };
+        let Ok(number) = self.started.fetch_update(SeqCst, SeqCst, one_more) else { return Ok(()) };
         let run = move || {
             let is_busy = || {
                 if self.idle.fetch_sub(1, SeqCst) == 1 && !self.worker.shutdown.is_requested() {
-                    self.start(scope);
+                    // If that cannot be, those that there are go on.
+                    self.start(scope).unwrap_or_else(|error| self.worker.complain(&error));
                 }
             };
             let heartbeat = self.worker.heartbeat(number);
-            let thread = WorkerThread { worker: self.worker, heartbeat, idle: &self.idle, is_busy: &is_busy };
+            let thread =
+                WorkerThread { worker: self.worker, heartbeat, idle: &self.idle, turn: &self.turn, is_busy: &is_busy };
             thread.heartbeat.is_here();
             let _leaves = Leaves(&thread);
             (self.body)(&thread);
         };
-        if let Err(error) =
-            thread::Builder::new().name(format!("worker {index} thread {number}")).spawn_scoped(scope, run)
-        {
-            self.worker.shutdown.request(); // Or the others would serve for ever, and one be missing.
-            panic!("cannot start thread {number} of worker {index}: {error}");
-        }
+        let name = format!("worker {index} thread {number}");
+        thread::Builder::new().name(name).spawn_scoped(scope, run).map(drop)
     }
 }
 
@@ -192,6 +201,8 @@ pub struct WorkerThread<'a> {
     worker: &'a Worker,
     heartbeat: Heartbeat,
     idle: &'a AtomicUsize,
+    /// Whoever has it waits for clients.
+    turn: &'a Mutex<()>,
     /// It is not idle any more.
     is_busy: &'a (dyn Fn() + Sync),
 }
@@ -231,6 +242,8 @@ impl WorkerThread<'_> {
     fn next_client(&self) -> Option<Stream> {
         let Worker { board, shutdown, timeout, drains_for, .. } = self.worker;
         let listeners = self.worker.listeners();
+        // One of a worker's threads waits, and the next when that one has a client: each client would wake all that are idle.
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let is_ending = shutdown.is_requested();
             if is_ending && !(board.get(Of::ClusterEnds) != 0 && shutdown.requested_for() < *drains_for) {

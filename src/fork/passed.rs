@@ -2,18 +2,28 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
+
+/// What has been taken: each number once.
+static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
 /// Takes a descriptor that the environment of this process names for it, for good. A program that this one starts does not get it.
+/// None if it has been taken before.
 ///
-/// Only once for each number, and only if whoever wrote the environment meant this process: nobody else here has it then.
+/// Only if whoever wrote the environment meant this process: nobody else here has it then.
 ///
 /// # Errors
 ///
 /// It is not open.
-pub(crate) fn take(fd: RawFd) -> io::Result<OwnedFd> {
+pub(crate) fn take(fd: RawFd) -> io::Result<Option<OwnedFd>> {
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if taken.contains(&fd) {
+        return Ok(None);
+    }
     set_flags(fd, libc::FD_CLOEXEC)?;
-    // SAFETY: it is open, and by the contract of this function nobody else in this process owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    taken.push(fd);
+    // SAFETY: it is open; nobody has taken it from here, and by the contract of this function nobody else in this process owns it.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 /// Whether the next program gets it, if this one execs.

@@ -141,7 +141,10 @@ fn a_socket_that_a_dead_server_left_is_replaced_and_a_living_ones_is_not() {
         let folder = Folder::new();
         let first = start(&folder, 1, |settings| settings);
         let run = |path| master(Builder::default().listen_unix(path), serve);
-        assert_eq!(run(folder.socket()), format!("cannot listen on {}", folder.socket().display()));
+        assert_eq!(
+            run(folder.socket()),
+            format!("cannot listen on {}: somebody listens there already", folder.socket().display())
+        );
         end(first);
         assert!(folder.socket().exists());
         end(start(&folder, 1, |settings| settings));

@@ -591,7 +591,57 @@ fn sockets_of_the_service_manager_are_listened_on_and_kept_over_a_restart() {
 fn a_socket_that_was_not_passed_is_missed_by_its_name() {
     clean_process(|| {
         let error = forksafe::cluster::Builder::default().listen_systemd(Some("http")).bind().unwrap_err();
-        assert_eq!(error.to_string(), "cannot listen on what systemd passes as \"http\"");
+        assert_eq!(
+            error.to_string(),
+            "cannot listen on what systemd passes as \"http\": no socket of that name was passed (LISTEN_FDNAMES has none that is \"http\", \
+             or it is taken)"
+        );
+    });
+}
+
+/// A file system without room for one file more. Only root may have one, and only where that is allowed: a container may forbid it.
+#[test]
+fn a_control_socket_that_has_no_room_is_an_error_that_says_so() {
+    clean_process(|| {
+        let folder = Server::prepare();
+        fs::create_dir(folder.join("full")).unwrap();
+        let script = format!(
+            "mount -t tmpfs -o nr_inodes=1 full {0}/full && exec {0}/program serve --unix {0}/socket --control {0}/full/control",
+            folder.display()
+        );
+        let output = Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let expected = format!("cannot listen on {}/full/control: No space left on device", folder.display());
+        assert!(said.contains(&expected), "{said}");
+        assert_eq!(output.status.code(), Some(1));
+        fs::remove_dir_all(folder).unwrap();
+    });
+}
+
+/// In a container it is the first process, and everybody's parent in the end.
+#[test]
+fn a_master_that_is_the_first_process_ends_and_restarts_as_others_do() {
+    clean_process(|| {
+        let folder = Server::prepare();
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--pid", "--fork", "--mount-proc"]).arg(folder.join("program")).arg("serve");
+        unshare.arg("--unix").arg(folder.join("socket")).arg("--control").arg(folder.join("control"));
+        let log = fs::File::create(folder.join("log")).unwrap();
+        let master = unshare.env("WEB_CONCURRENCY", "2").stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let mut server = Server { folder, master };
+        wait_until("all serve", || server.try_status().is_some_and(|status| status.booted_workers == 2));
+        assert_eq!(server.status().pid, 1);
+        assert_eq!(server.ask("restart", true).unwrap(), "restart 1 is through: serving with 2 workers");
+        // Its only child is the master, as seen from here.
+        let children = format!("/proc/{0}/task/{0}/children", server.master.id());
+        let master: u32 = fs::read_to_string(children).unwrap().trim().parse().unwrap();
+        kill(master, libc::SIGUSR2);
+        wait_until("others serve", || {
+            let status = server.status();
+            status.phase == 2 && status.old_workers == 0 && status.booted_workers == 2
+        });
+        assert_eq!(server.ask("stop", true).unwrap(), "the cluster has ended");
+        assert!(server.master.wait().unwrap().success());
     });
 }
 

@@ -1,74 +1,23 @@
 //! The example `prefork_server`, as a browser and a supervisor meet it: clients that keep their connections, clients that do
 //! not finish what they say, and a signal to end in the midst of requests.
 
-use forksafe::testing::{clean_process, descriptors, patience, wait_until};
+use crate::kit::kill;
+use crate::web::{Answer, Server, Visitor, under_load};
+use forksafe::cluster::Stream;
+use forksafe::testing::{clean_process, descriptors, wait_until};
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
-
-/// Where cargo puts the examples of the build that this program is of. `cargo test --test it` alone does not build them.
-fn program() -> PathBuf {
-    let tests = std::env::current_exe().unwrap();
-    let program = tests.ancestors().nth(2).unwrap().join("examples/prefork_server");
-    let modified = |path: &Path| path.metadata().and_then(|file| file.modified());
-    let source = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/prefork_server")).unwrap();
-    let newest = source.map(|file| modified(&file.unwrap().path()).unwrap()).max().unwrap();
-    let is_current = modified(&program).is_ok_and(|built| built >= newest);
-    assert!(is_current, "{} has to be built: cargo build --all-features --examples", program.display());
-    program
-}
-
-struct Server {
-    master: Child,
-    address: SocketAddr,
-    /// Kept open: the server prints more.
-    _output: BufReader<ChildStdout>,
-}
-
-impl Server {
-    fn start(workers: u8, threads: u8) -> Self {
-        let mut command = Command::new(program());
-        command.env("PORT", "0").env("WEB_CONCURRENCY", workers.to_string());
-        command.env("RAILS_MAX_THREADS", threads.to_string());
-        let mut master = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut output = BufReader::new(master.stdout.take().unwrap());
-        let mut line = String::new();
-        output.read_line(&mut line).unwrap();
-        let address = line.split_once("http://").and_then(|(_, rest)| rest.split_once(','));
-        let address = address.unwrap_or_else(|| panic!("{line:?}")).0.parse().unwrap();
-        Self { master, address, _output: output }
-    }
-
-    fn connect(&self) -> Client {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(patience())).unwrap();
-        Client(BufReader::new(stream))
-    }
-
-    fn end(mut self) {
-        signal(self.master.id(), libc::SIGTERM);
-        self.await_end();
-    }
-
-    /// It has been told to. A failure would be its own verdict, or the embedded backend's.
-    fn await_end(&mut self) {
-        wait_until("the server has ended", || self.master.try_wait().unwrap().is_some());
-        assert!(self.master.wait().unwrap().success());
-        assert!(TcpStream::connect(self.address).is_err(), "somebody still listens");
-    }
-}
+use std::io::{BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
 
 struct Client(BufReader<TcpStream>);
 
-struct Answer {
-    worker: u32,
-    /// The server asks its client to leave.
-    is_last: bool,
-}
-
 impl Client {
+    fn of(server: &Server) -> Self {
+        Self(BufReader::new(server.connect().unwrap()))
+    }
+
     fn say(&mut self, text: &str) {
         self.0.get_mut().write_all(text.as_bytes()).unwrap();
     }
@@ -78,22 +27,7 @@ impl Client {
     }
 
     fn answer(&mut self) -> Answer {
-        let mut head = Vec::new();
-        while head.last().is_none_or(|line: &String| !line.is_empty()) {
-            let mut line = String::new();
-            assert_ne!(self.0.read_line(&mut line).expect("an answer"), 0, "closed without an answer, after {head:?}");
-            head.push(line.trim_end().to_lowercase());
-        }
-        assert_eq!(head[0], "http/1.1 200 ok");
-        let length = head.iter().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
-        let mut text = vec![0; length.parse().unwrap()];
-        self.0.read_exact(&mut text).unwrap();
-        let text = String::from_utf8(text).unwrap();
-        let worker = text.split([' ', ',']).nth(1).and_then(|pid| pid.parse().ok());
-        Answer {
-            worker: worker.unwrap_or_else(|| panic!("{text:?}")),
-            is_last: head.iter().any(|line| line == "connection: close"),
-        }
+        Answer::read(&mut self.0).unwrap()
     }
 
     /// Panics if there is more, or if the connection is reset.
@@ -108,10 +42,10 @@ impl Client {
 fn twenty_keep_alive_clients_at_once_are_all_answered() {
     clean_process(|| {
         let server = Server::start(2, 5);
-        let mut clients: Vec<_> = (0..20).map(|_| server.connect()).collect();
+        let mut clients: Vec<_> = (0..20).map(|_| Client::of(&server)).collect();
         for _ in 0..3 {
             clients.iter_mut().for_each(Client::ask);
-            assert!(clients.iter_mut().all(|client| !client.answer().is_last));
+            assert!(clients.iter_mut().all(|client| !client.answer().is_last()));
         }
         server.end();
         clients.iter_mut().for_each(Client::assert_closed);
@@ -122,10 +56,10 @@ fn twenty_keep_alive_clients_at_once_are_all_answered() {
 fn a_client_that_does_not_finish_its_request_is_hung_up_on() {
     clean_process(|| {
         let server = Server::start(1, 1);
-        let mut slow = server.connect();
+        let mut slow = Client::of(&server);
         slow.say("GET / HTTP/1.1\r\nHost:");
         // It keeps nobody else from being answered.
-        let mut quick = server.connect();
+        let mut quick = Client::of(&server);
         quick.ask();
         quick.answer();
         slow.0.read_to_end(&mut Vec::new()).expect("the server closes it, with or without a word");
@@ -137,14 +71,14 @@ fn a_client_that_does_not_finish_its_request_is_hung_up_on() {
 fn who_is_in_the_middle_of_a_request_at_the_end_is_answered_and_asked_to_leave() {
     clean_process(|| {
         let mut server = Server::start(1, 1);
-        let mut client = server.connect();
+        let mut client = Client::of(&server);
         client.ask();
-        assert!(!client.answer().is_last);
+        assert!(!client.answer().is_last());
         client.say("GET / HTTP/1.1\r\nHost:");
-        signal(server.master.id(), libc::SIGTERM);
+        server.signal(libc::SIGTERM);
         wait_until("nobody listens", || TcpStream::connect(server.address).is_err());
         client.say(" example\r\n\r\n");
-        assert!(client.answer().is_last);
+        assert!(client.answer().is_last());
         client.assert_closed();
         server.await_end();
     });
@@ -156,23 +90,23 @@ fn who_is_in_the_middle_of_a_request_at_the_end_is_answered_and_asked_to_leave()
 fn no_request_that_was_sent_before_the_end_is_lost() {
     clean_process(|| {
         let mut server = Server::start(1, 2);
-        let clients = || -> Vec<_> { (0..20).map(|_| server.connect()).collect() };
+        let clients = || -> Vec<_> { (0..20).map(|_| Client::of(&server)).collect() };
         let mut known = clients();
         known.iter_mut().for_each(Client::ask);
-        let worker = known.iter_mut().map(|client| client.answer().worker).max().unwrap();
+        let worker = known.iter_mut().map(|client| client.answer().worker()).max().unwrap();
         let sockets = || descriptors(worker).values().filter(|name| name.starts_with("socket:")).count();
         let before = sockets();
         let mut accepted = clients();
         wait_until("the worker has accepted them", || sockets() == before + 20);
 
-        signal(worker, libc::SIGSTOP);
+        kill(worker, libc::SIGSTOP);
         wait_until("the worker has stopped", || threads_are_stopped(worker));
         let mut queued = clients();
         let mut all: Vec<_> = known.iter_mut().chain(&mut accepted).chain(&mut queued).collect();
         all.iter_mut().for_each(|client| client.ask());
-        signal(server.master.id(), libc::SIGTERM);
+        server.signal(libc::SIGTERM);
         wait_until("the master has told the worker", || is_pending(worker, libc::SIGTERM));
-        signal(worker, libc::SIGCONT);
+        kill(worker, libc::SIGCONT);
 
         for client in &mut all {
             client.answer();
@@ -187,15 +121,15 @@ fn no_request_that_was_sent_before_the_end_is_lost() {
 fn a_worker_that_ends_alone_is_replaced() {
     clean_process(|| {
         let server = Server::start(2, 2);
-        let mut first = server.connect();
+        let mut first = Client::of(&server);
         first.ask();
-        let gone = first.answer().worker;
-        signal(gone, libc::SIGTERM);
+        let gone = first.answer().worker();
+        kill(gone, libc::SIGTERM);
         first.assert_closed();
         let replaced = || {
-            let mut client = server.connect();
+            let mut client = Client::of(&server);
             client.ask();
-            assert_ne!(client.answer().worker, gone);
+            assert_ne!(client.answer().worker(), gone);
             children(server.master.id()).iter().filter(|pid| **pid != gone).count() == 3
         };
         wait_until("the backend and two workers are there", replaced);
@@ -203,9 +137,80 @@ fn a_worker_that_ends_alone_is_replaced() {
     });
 }
 
-fn signal(pid: u32, number: i32) {
-    // SAFETY: takes numbers. The processes are of this test's own family, and their parents have not reaped them.
-    assert_eq!(unsafe { libc::kill(pid as libc::pid_t, number) }, 0, "{}", std::io::Error::last_os_error());
+/// Clients that stay are asked to leave by those who end, and so none finds its connection closed.
+#[test]
+fn restarts_turn_nobody_away() {
+    clean_process(|| {
+        let server = Server::start(2, 5);
+        let pids = || server.status().unwrap().worker_status.iter().map(|worker| worker.pid).collect::<BTreeSet<_>>();
+        server.await_phase(0, 2);
+        let before = pids();
+        let (asked, failed) = under_load(Visitor::some(&server, 8), || {
+            server.signal(libc::SIGUSR1);
+            server.await_phase(1, 2);
+            server.signal(libc::SIGUSR2);
+            server.await_phase(2, 2);
+        });
+        assert_eq!(failed, Vec::<String>::new(), "of {asked}");
+        assert!(pids().is_disjoint(&before));
+        // The backend is there from the first: its verdict is about all of them.
+        wait_until("two workers and one backend are left", || children(server.master.id()).len() == 3);
+        server.end();
+    });
+}
+
+#[test]
+fn who_has_the_control_socket_can_tell_it_what_to_do() {
+    clean_process(|| {
+        let server = Server::start(2, 1);
+        let tell = |words: &[&str]| {
+            let mut program = Command::new(crate::web::prefork_server());
+            let output = program.arg("ctl").arg(server.file("control")).args(words).output().unwrap();
+            let said = if output.status.success() { output.stdout } else { output.stderr };
+            (output.status.code(), String::from_utf8(said).unwrap().trim().to_owned())
+        };
+        let well = |text: &str| (Some(0), text.to_owned());
+        assert_eq!(tell(&["scale", "3", "--wait"]), well("serving with 3 workers"));
+        assert_eq!(tell(&["restart", "--wait"]), well("restart 1 is through: serving with 3 workers"));
+        assert!(tell(&["status"]).1.contains("\"booted_workers\":3"));
+        assert!(matches!(tell(&["scale", "0"]), (Some(2), why) if why.ends_with("a cluster has one worker at least")));
+        assert_eq!(tell(&["stop", "--wait"]), well("the cluster has ended"));
+        let mut server = server;
+        server.await_end();
+    });
+}
+
+#[test]
+fn a_page_names_the_master_its_workers_and_their_connections() {
+    clean_process(|| {
+        let server = Server::start(2, 2);
+        server.await_phase(0, 2);
+        let mut visitors = [0; 8].map(|_| Visitor::new(false, || server.connect().map(Stream::Tcp)));
+        // Until each has one at least.
+        let all_have = || {
+            let workers = server.status().unwrap().worker_status;
+            workers.iter().all(|worker| !worker.last_status.connections.is_empty())
+        };
+        wait_until("all have a connection", || {
+            visitors.iter_mut().for_each(|visitor| drop(visitor.visit().unwrap()));
+            all_have()
+        });
+        let status = server.status().unwrap();
+        let mut client = Client::of(&server);
+        client.say("GET /status HTTP/1.1\r\nHost: example\r\n\r\n");
+        let Answer { head, text } = client.answer();
+        assert!(head.contains(&"content-type: text/html; charset=utf-8".to_owned()), "{head:?}");
+        assert!(text.contains(&format!("<dt>Master</dt><dd>process {}</dd>", server.master.id())), "{text}");
+        for worker in &status.worker_status {
+            let row = text.lines().find(|line| line.contains(&format!(">{}<", worker.pid)));
+            let row = row.unwrap_or_else(|| panic!("no worker {} in {text}", worker.pid));
+            let numbers = worker.last_status.connections.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+            assert!(row.contains("serves") && row.contains(&format!(">{numbers}</td>")), "{numbers} in {row}");
+        }
+        assert!(text.contains("<meta http-equiv=\"refresh\"") && !text.contains("<script"));
+        drop(visitors);
+        server.end();
+    });
 }
 
 fn status(file: &str, field: &str) -> String {

@@ -47,6 +47,12 @@ enum Chore {
         #[arg(long, requires = "seed")]
         round: Option<u64>,
     },
+    /// The cluster beside Puma and gunicorn, under wrk: some six minutes
+    BenchServers {
+        /// Install what is missing (Debian's packages, as root)
+        #[arg(long)]
+        install: bool,
+    },
     /// Looks for what tests do not see
     Verify {
         /// With this one only
@@ -79,6 +85,10 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Test { install } => test::run(&sh, &mut steps, install),
         Chore::Ci => ci(&sh, &mut steps),
         Chore::Soak { duration, seed, round } => soak::run(&sh, &mut steps, duration, seed, round),
+        Chore::BenchServers { install } => {
+            needs::provide(&sh, &mut steps, needs::BENCH_SERVERS, install, "bench-servers")?;
+            steps.run(cmd!(sh, "cargo bench --package forksafe-benches --bench servers"))
+        }
         Chore::Verify { with, install, tests } => verify::run(&sh, &mut steps, with, install, &tests),
     }
 }

@@ -120,6 +120,37 @@ fn requires(sh: &Shell, library: &str) -> bool {
 /// Of the integration tests under AddressSanitizer.
 pub const SERVERS: &[Need] = &[REDIS, POSTGRES, PGBOUNCER];
 
+/// Of the cluster's benchmark.
+pub const BENCH_SERVERS: &[Need] = &[
+    REDIS,
+    Need { what: "wrk", debian_package: "wrk", instead: None, is_there: |sh| program(sh, "wrk").is_some() },
+    Need { what: "Puma", debian_package: "puma", instead: None, is_there: |sh| program(sh, "puma").is_some() },
+    Need {
+        what: "Ruby's client of Redis",
+        debian_package: "ruby-redis",
+        instead: None,
+        is_there: |sh| cmd!(sh, "ruby -rredis -e 0").quiet().ignore_stderr().run().is_ok(),
+    },
+    Need {
+        what: "Ruby's connection pool",
+        debian_package: "ruby-connection-pool",
+        instead: None,
+        is_there: |sh| cmd!(sh, "ruby -rconnection_pool -e 0").quiet().ignore_stderr().run().is_ok(),
+    },
+    Need {
+        what: "gunicorn",
+        debian_package: "gunicorn",
+        instead: None,
+        is_there: |sh| program(sh, "gunicorn").is_some(),
+    },
+    Need {
+        what: "Python's client of Redis",
+        debian_package: "python3-redis",
+        instead: None,
+        is_there: |sh| cmd!(sh, "python3 -c").arg("import redis").quiet().ignore_stderr().run().is_ok(),
+    },
+];
+
 /// Of the integration tests under valgrind.
 pub const VALGRIND: &[Need] = &[
     REDIS,

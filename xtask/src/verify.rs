@@ -29,7 +29,16 @@ pub const UNDER_VALGRIND: [&str; 6] = [
 
 /// A fork copies the sanitizer's page tables, too: thousands of them take longer than a test may. And the examples
 /// are programs of their own, which are not built here.
-const NOT_UNDER_ASAN: [&str; 5] = ["control::", "example::", "job_worker::", "two_thousand", "a_storm_of_children"];
+const NOT_UNDER_ASAN: [&str; 8] = [
+    "control::",
+    "cluster_program::",
+    "dynos::",
+    "example::",
+    "job_worker::",
+    "nginx::",
+    "two_thousand",
+    "a_storm_of_children",
+];
 
 pub fn run(sh: &Shell, steps: &mut Steps, with: Option<Tool>, install: bool, under_valgrind: &[String]) -> Result<()> {
     let wanted = |tool| with.is_none_or(|one| one == tool);
