@@ -27,7 +27,8 @@ A server whose answer to / says who answers. /sleep/N takes N milliseconds, /han
     --max-memory BYTES   replaces a worker that has more for itself
     --surge N            so many more workers in a restart (1)
     --timeout SECONDS    for one request (60)
-    --backtrace          a thread that takes longer says where it is
+    --shutdown SECONDS   to finish, when told to end (30)
+    --backtrace          a thread that takes longer says where it is, before its worker is killed
     --fail               no worker comes to serve, to see what becomes of it
   cluster ctl PATH status | restart | scale N | stop
     --wait               answers when it is done
@@ -77,6 +78,9 @@ fn serve(mut args: pico_args::Arguments) -> Result<(), Box<dyn Error>> {
     }
     if let Some(seconds) = args.opt_value_from_str("--timeout")? {
         cluster = cluster.worker_timeout(Duration::from_secs(seconds));
+    }
+    if let Some(seconds) = args.opt_value_from_str("--shutdown")? {
+        cluster = cluster.worker_shutdown_timeout(Duration::from_secs(seconds));
     }
     cluster = cluster.backtrace_of_wedged(args.contains("--backtrace"));
     let fails = args.contains("--fail");

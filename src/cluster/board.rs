@@ -4,6 +4,7 @@
 use crate::fork::shared::SharedWords;
 use nix::time::{ClockId, clock_gettime};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,8 +16,13 @@ pub(super) const PLACES: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Board {
     words: SharedWords,
-    threads: usize,
 }
+
+/// How the words are laid out: a master of another make does not read these.
+pub(super) const LAYOUT: u64 = 1;
+
+/// So many threads a worker may have.
+pub(super) const MOST_THREADS: usize = 1024;
 
 /// About the cluster.
 #[derive(Clone, Copy)]
@@ -36,6 +42,7 @@ pub(super) enum OfWorker {
     Index,
     Phase,
     StartedAt,
+    Threads,
 }
 
 /// About a thread, written by it.
@@ -53,6 +60,7 @@ pub(super) enum OfThread {
 
 /// Each on cache lines of its own.
 const LINE: usize = 8;
+const WIDTH: usize = LINE * (1 + MOST_THREADS);
 
 /// In a worker's state: somebody has the place; has come to serve; takes no more, and will end.
 const TAKEN: u64 = 1;
@@ -74,20 +82,25 @@ pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+impl AsFd for Board {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.words.as_fd()
+    }
+}
+
 impl Board {
-    pub(super) fn new(threads: usize) -> io::Result<Self> {
-        let board = Self { words: SharedWords::new(LINE + PLACES * Self::width(threads))?, threads };
+    /// A new one, or that of the master before this one. What nobody has written to takes no memory.
+    pub(super) fn new(before: Option<OwnedFd>) -> io::Result<Self> {
+        let length = LINE + PLACES * WIDTH;
+        let words = before.map_or_else(|| SharedWords::new(length), |file| SharedWords::of(file, length))?;
+        let board = Self { words };
         board.set(Of::Master, std::process::id().into());
         board.set(Of::StartedAt, today());
         Ok(board)
     }
 
-    fn width(threads: usize) -> usize {
-        LINE * (1 + threads)
-    }
-
-    pub(super) fn threads(&self) -> usize {
-        self.threads
+    pub(super) fn threads(&self, place: usize) -> usize {
+        (self.worker(place, OfWorker::Threads) as usize).min(MOST_THREADS)
     }
 
     pub(super) fn get(&self, what: Of) -> u64 {
@@ -99,11 +112,11 @@ impl Board {
     }
 
     fn of_worker(&self, place: usize, what: OfWorker) -> &AtomicU64 {
-        &self.words[LINE + place * Self::width(self.threads) + what as usize]
+        &self.words[LINE + place * WIDTH + what as usize]
     }
 
     fn of_thread(&self, place: usize, thread: usize, what: OfThread) -> &AtomicU64 {
-        &self.words[LINE + place * Self::width(self.threads) + LINE * (1 + thread) + what as usize]
+        &self.words[LINE + place * WIDTH + LINE * (1 + thread) + what as usize]
     }
 
     pub(super) fn worker(&self, place: usize, what: OfWorker) -> u64 {
@@ -119,9 +132,11 @@ impl Board {
     }
 
     /// By the master, for a worker that is about to be forked.
-    pub(super) fn take(&self, place: usize, index: usize, phase: u64) {
-        let start = LINE + place * Self::width(self.threads);
-        self.words[start..start + Self::width(self.threads)].iter().for_each(|word| word.store(0, Relaxed));
+    pub(super) fn take(&self, place: usize, index: usize, phase: u64, threads: usize) {
+        let start = LINE + place * WIDTH;
+        let of_before = LINE * (1 + self.threads(place).max(threads));
+        self.words[start..start + of_before].iter().for_each(|word| word.store(0, Relaxed));
+        self.of_worker(place, OfWorker::Threads).store(threads as u64, Relaxed);
         self.of_worker(place, OfWorker::Index).store(index as u64, Relaxed);
         self.of_worker(place, OfWorker::Phase).store(phase, Relaxed);
         self.of_worker(place, OfWorker::StartedAt).store(today(), Relaxed);
@@ -182,7 +197,7 @@ impl Board {
 
     /// The first of its threads that should have been done by now.
     pub(super) fn wedged(&self, place: usize, now: u64) -> Option<usize> {
-        (0..self.threads).find(|&thread| {
+        (0..self.threads(place)).find(|&thread| {
             let until = self.thread(place, thread, OfThread::Until);
             until != 0 && until < now
         })
@@ -190,6 +205,6 @@ impl Board {
 
     /// How many requests it has done.
     pub(super) fn requests(&self, place: usize) -> u64 {
-        (0..self.threads).map(|thread| self.thread(place, thread, OfThread::Done)).sum()
+        (0..self.threads(place)).map(|thread| self.thread(place, thread, OfThread::Done)).sum()
     }
 }

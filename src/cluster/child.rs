@@ -63,9 +63,11 @@ fn begin(settings: &Builder, inherited: Inheritance) -> Result<Worker, Failed> {
     let Inheritance { index, place, board, listeners, master_lives } = inherited;
     let shutdown = Shutdown::new(&board, place)?;
     let limit = settings.worker_shutdown_timeout;
+    let ends = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT]);
+    let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let watch = thread::Builder::new().name("watches the master".into());
     let (master, told, shared) = (getppid(), shutdown.clone(), Arc::clone(&board));
-    watch.spawn(move || watch_for_the_end(&master_lives, master, &told, &shared, limit))?;
+    watch.spawn(move || watch_for_the_end(&signals, &master_lives, master, &told, &shared, limit))?;
     Ok(Worker {
         index,
         place,
@@ -80,11 +82,14 @@ fn begin(settings: &Builder, inherited: Inheritance) -> Result<Worker, Failed> {
 }
 
 /// On a thread of its own: the master's signals, and its end.
-fn watch_for_the_end(master_lives: &PipeReader, master: Pid, shutdown: &Shutdown, board: &Board, limit: Duration) {
-    let ends = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT]);
-    let Ok(signals) = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else {
-        return shutdown.request();
-    };
+fn watch_for_the_end(
+    signals: &SignalFd,
+    master_lives: &PipeReader,
+    master: Pid,
+    shutdown: &Shutdown,
+    board: &Board,
+    limit: Duration,
+) {
     let mut alone_since = None;
     loop {
         let mut waits = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];

@@ -2,6 +2,7 @@
 //! never waits for who asks.
 
 use super::board::now;
+use super::legacy::Legacy;
 use super::listeners::remove_what_nobody_listens_at;
 use super::{Error, say};
 use crate::Deadline;
@@ -10,7 +11,7 @@ use nix::sys::stat::{Mode, umask};
 use std::fmt;
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -133,6 +134,8 @@ struct Client {
     stream: UnixStream,
     since: u64,
     heard: Vec<u8>,
+    /// Whatever it is: there is no more to come.
+    has_said_all: bool,
     is_http: bool,
     waits_for: Option<Wait>,
     /// None as long as there is nothing to say.
@@ -141,8 +144,11 @@ struct Client {
 
 impl Control {
     /// Only for who may do what the master may.
-    pub(super) fn bind(path: PathBuf) -> Result<Self, Error> {
-        let bind = || {
+    pub(super) fn bind(path: PathBuf, legacy: &mut Legacy) -> Result<Self, Error> {
+        let mut bind = || {
+            if let Some(listener) = legacy.take_listener(&key(&path)) {
+                return Ok(listener.into());
+            }
             remove_what_nobody_listens_at(&path)?;
             let before = umask(Mode::from_bits_truncate(0o177));
             let listener = UnixListener::bind(&path);
@@ -153,6 +159,12 @@ impl Control {
         };
         let listener = bind().map_err(|cause| Error::Listen { on: path.display().to_string(), cause })?;
         Ok(Self { listener, path, clients: Vec::new(), lets_in_from: 0 })
+    }
+
+    /// What the next program takes over, if this one execs. Somebody who was just forked may have it still, so that it could not be
+    /// bound anew.
+    pub(super) fn leaves(&self) -> (String, BorrowedFd<'_>) {
+        (key(&self.path), self.listener.as_fd())
     }
 
     /// For what the master's loop wakes up.
@@ -171,7 +183,7 @@ impl Control {
     }
 
     /// Does what it is asked for by way of `act`, which says what has become of it, or for what to wait; and says what is to be said.
-    pub(super) fn serve(&mut self, mut act: impl FnMut(Command) -> Result<(String, Wait), String>) {
+    pub(super) fn serve(&mut self, mut act: impl FnMut(Command) -> Result<(String, Option<Wait>), String>) {
         self.let_in();
         for client in self.clients.iter_mut().filter(|client| client.answer.is_none()) {
             if client.waits_for.is_some() {
@@ -186,7 +198,7 @@ impl Control {
                 None => (&*request, false),
             };
             match command.parse().and_then(&mut act) {
-                Ok((_, wait)) if waits => client.waits_for = Some(wait),
+                Ok((_, Some(wait))) if waits => client.waits_for = Some(wait),
                 Ok((answer, _)) => client.say(&Ok(answer)),
                 Err(error) => client.say(&Err(error)),
             }
@@ -227,9 +239,21 @@ impl Control {
     }
 }
 
+fn key(path: &Path) -> String {
+    format!("control {}", path.display())
+}
+
 impl Client {
     fn new(stream: UnixStream) -> Self {
-        Self { stream, since: now(), heard: Vec::new(), is_http: false, waits_for: None, answer: None }
+        Self {
+            stream,
+            since: now(),
+            heard: Vec::new(),
+            has_said_all: false,
+            is_http: false,
+            waits_for: None,
+            answer: None,
+        }
     }
 
     /// What it asks for, when it has.
@@ -240,11 +264,8 @@ impl Client {
                 Ok(length @ 1..) => self.heard.extend_from_slice(&more[..length]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // It has said what it had to say; or half of it, and is gone.
                 Ok(0) | Err(_) => {
-                    if !self.heard.contains(&b'\n') {
-                        self.answer = Some(Vec::new());
-                    }
+                    self.has_said_all = true;
                     break;
                 }
             }
@@ -253,6 +274,14 @@ impl Client {
                 return None;
             }
         }
+        let request = self.understand();
+        if request.is_none() && self.has_said_all && self.answer.is_none() {
+            self.answer = Some(Vec::new());
+        }
+        request
+    }
+
+    fn understand(&mut self) -> Option<String> {
         let heard = String::from_utf8_lossy(&self.heard).into_owned();
         let (line, rest) = heard.split_once('\n')?;
         let line = line.trim();

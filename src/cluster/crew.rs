@@ -1,6 +1,7 @@
 //! Who there is, who should be, and what follows from it: decisions, and nothing that acts on anybody.
 
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 use std::process::ExitStatus;
 
 /// So many rounds of workers that never served, with none left that does, are a crash loop.
@@ -29,6 +30,8 @@ pub(super) struct Crew {
     given_up: Option<u64>,
     pub(super) back_off: BackOff,
     born: u64,
+    /// Whoever was born before was so under another master.
+    taken_over: u64,
 }
 
 #[derive(Debug, Default)]
@@ -38,12 +41,13 @@ struct Restart {
     is_proved: bool,
 }
 
-/// A worker, from outside.
-#[derive(Debug)]
+/// A worker, from outside. All of it is left to the next master, after a restart by exec.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Member {
     pub(super) index: usize,
     /// On the board.
     pub(super) place: usize,
+    #[serde(with = "pid")]
     pub(super) pid: Pid,
     phase: u64,
     /// Which of all that there have been.
@@ -54,11 +58,26 @@ pub(super) struct Member {
     pub(super) ends_since: Option<u64>,
     /// It ends because nobody wants it any more.
     pub(super) was_told_to_end: bool,
+    /// From when on it is to be killed.
+    pub(super) given_up_at: Option<u64>,
     pub(super) is_killed: bool,
     /// It serves, but another should.
     pub(super) is_worn: bool,
     /// After so many requests it is.
     pub(super) most_requests: u64,
+}
+
+mod pid {
+    use super::Pid;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(pid: &Pid, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_i32(pid.as_raw())
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<Pid, D::Error> {
+        i32::deserialize(from).map(Pid::from_raw)
+    }
 }
 
 impl Member {
@@ -89,6 +108,22 @@ impl Crew {
         Self { wanted, surge, ..Self::default() }
     }
 
+    /// Takes over the workers of the master before this one, who serve until others do.
+    pub(super) fn take_over(&mut self, members: Vec<Member>, phase: u64) {
+        self.phase = phase;
+        self.born = members.iter().map(|member| member.birth).max().unwrap_or(0);
+        self.taken_over = self.born;
+        self.members = members;
+        if !self.members.is_empty() {
+            self.restart();
+        }
+    }
+
+    /// Whether it was [taken over](Self::take_over).
+    pub(super) fn was_taken_over(&self, number: usize) -> bool {
+        self.members[number].birth <= self.taken_over
+    }
+
     /// One that was forked just now.
     pub(super) fn join(&mut self, index: usize, place: usize, pid: Pid, now: u64, most_requests: u64) {
         self.born += 1;
@@ -102,6 +137,7 @@ impl Crew {
             has_served: false,
             ends_since: None,
             was_told_to_end: false,
+            given_up_at: None,
             is_killed: false,
             is_worn: false,
             most_requests,

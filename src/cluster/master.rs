@@ -6,8 +6,8 @@
 use super::board::{self, Board, Of, OfThread, PLACES, millis};
 use super::child::{Body, Failed, Inheritance, be_worker};
 use super::control::{Answer, Command, Control, Wait};
-use super::crew::{BackOff, CRASHES, Crew, Replace};
-use super::legacy::{Leaves, Legacy, Program};
+use super::crew::{BackOff, CRASHES, Crew, Member, Replace};
+use super::legacy::{Leaves, Program};
 use super::listeners::{Kept, Listener};
 use super::settings::{Builder, MOST_WORKERS, Room};
 use super::status::Status;
@@ -22,11 +22,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getpid};
+use nix::unistd::Pid;
 use std::fs;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{self, ExitStatus};
 use std::sync::Arc;
 use std::thread;
@@ -37,6 +38,9 @@ const ROUND: Duration = Duration::from_millis(250);
 
 /// How often it looks at the memory of a worker, one after the other.
 const MEMORY_ROUND: u64 = 1_000;
+
+/// How long a worker may take to say where it is, before it is killed.
+const LAST_WORDS: u64 = 1_000;
 
 /// A round that took so much longer is one in which the master did not run.
 const SLEPT: u64 = 2_000;
@@ -74,8 +78,7 @@ impl Builder {
         self.check()?;
         self.bind()?;
         let mut legacy = self.legacy.take().unwrap_or_default();
-        legacy.close_the_rest();
-        let control = self.control_socket.take().map(Control::bind).transpose()?;
+        let control = self.control_socket.take().map(|path| Control::bind(path, &mut legacy)).transpose()?;
         let lives = legacy.take_lives()?;
         let mask = SigSet::from_iter(SIGNALS);
         let signals =
@@ -88,7 +91,7 @@ impl Builder {
         let mut master = Master {
             program: Program::this()?,
             crew: Crew::new(self.workers, self.max_surge),
-            board: Arc::new(Board::new(self.threads)?),
+            board: Arc::new(Board::new(legacy.board.take())?),
             listeners: Some(listeners.into()),
             kept,
             lives: Some(lives),
@@ -102,7 +105,10 @@ impl Builder {
             weighed: (0, board::now()),
             spared_until: 0,
         };
-        master.take_over(&legacy);
+        master.crew.take_over(std::mem::take(&mut legacy.workers), legacy.phase);
+        drop(legacy);
+        // Whoever has ended meanwhile, and whoever was never here.
+        master.reap();
         master.serve(&signals, control, &|worker| body(worker).map_err(Into::into))
     }
 }
@@ -140,22 +146,6 @@ struct Master {
 }
 
 impl Master {
-    /// The workers of the master before this one, who serve until others do.
-    fn take_over(&mut self, legacy: &Legacy) {
-        self.crew.phase = legacy.phase;
-        for &(index, pid) in &legacy.workers {
-            let Some(place) = self.crew.free_place(PLACES) else { break };
-            self.board.take(place, index, legacy.phase);
-            self.board.is_there(place, pid as u32);
-            self.board.set_serves(place);
-            self.crew.join(index, place, Pid::from_raw(pid), board::now(), u64::MAX);
-            self.crew.has_come_to_serve(self.crew.members.len() - 1);
-        }
-        if !legacy.workers.is_empty() {
-            self.crew.restart();
-        }
-    }
-
     fn serve(&mut self, signals: &SignalFd, mut control: Option<Control>, body: Body<'_>) -> Result<(), Error> {
         self.look_at_the_room()?;
         if let Some(hook) = &mut self.settings.hooks.before_fork {
@@ -175,7 +165,7 @@ impl Master {
             }
             self.wait(signals, control.as_ref());
             while let Ok(Some(signal)) = signals.read_signal() {
-                self.obey(Signal::try_from(signal.ssi_signo as i32).ok());
+                self.obey(Signal::try_from(signal.ssi_signo as i32).ok(), control.as_ref());
             }
             self.reap();
             self.look_around();
@@ -203,7 +193,7 @@ impl Master {
         let _ = poll(&mut waits, timeout);
     }
 
-    fn obey(&mut self, signal: Option<Signal>) {
+    fn obey(&mut self, signal: Option<Signal>, control: Option<&Control>) {
         match signal {
             Some(Signal::SIGINT) if self.was_interrupted => self.kill_all(),
             Some(Signal::SIGINT) => {
@@ -222,34 +212,34 @@ impl Master {
             }
             Some(Signal::SIGTTOU) if self.crew.wanted > 1 => self.crew.wanted -= 1,
             Some(Signal::SIGUSR1) if !self.is_ending => drop(self.restart()),
-            Some(Signal::SIGUSR2) if !self.is_ending => self.restart_by_exec(),
+            Some(Signal::SIGUSR2) if !self.is_ending => self.restart_by_exec(control),
             Some(Signal::SIGHUP) => {
                 self.service_manager.reloading();
                 if let Some(hook) = &mut self.settings.hooks.on_hup {
                     hook();
                 }
-                self.service_manager.ready();
+                self.has_reloaded();
             }
             _ => {}
         }
     }
 
     /// For who asks at the control socket: what is said at once, and for what he may wait.
-    fn carry_out(&mut self, command: Command) -> Result<(String, Wait), String> {
+    fn carry_out(&mut self, command: Command) -> Result<(String, Option<Wait>), String> {
         match command {
-            Command::Status => Ok((Status::read(&self.board).to_string(), Wait::Scale(0))),
+            Command::Status => Ok((Status::read(&self.board).to_string(), None)),
             Command::Stop => {
                 self.end();
-                Ok(("the cluster ends".into(), Wait::Stop))
+                Ok(("the cluster ends".into(), Some(Wait::Stop)))
             }
             _ if self.is_ending => Err("the cluster ends".into()),
             Command::Restart => {
                 let phase = self.restart();
-                Ok((format!("restart {phase} has begun, or will"), Wait::Restart(phase)))
+                Ok((format!("restart {phase} has begun, or will"), Some(Wait::Restart(phase))))
             }
             Command::Scale(workers) => {
                 self.scale(workers)?;
-                Ok((format!("{} from now on", counted(workers)), Wait::Scale(workers)))
+                Ok((format!("{} from now on", counted(workers)), Some(Wait::Scale(workers))))
             }
         }
     }
@@ -278,10 +268,11 @@ impl Master {
             0 => Err("a cluster has one worker at least".into()),
             _ if workers > most && workers > self.crew.wanted => {
                 let why = self.settings.room.as_ref().filter(|room| room.most_workers <= MOST_WORKERS);
-                let why = why.map_or("it is the most that there can be", |room| &room.why);
-                Err(format!("no more than {} have room: {why}", counted(most)))
+                let why = why.map_or(String::new(), |room| format!(": {}", room.why));
+                Err(format!("there is room for {} at most{why}", counted(most)))
             }
             _ => {
+                say(&format!("{} from now on", counted(workers)));
                 self.crew.wanted = workers;
                 Ok(())
             }
@@ -307,25 +298,35 @@ impl Master {
     }
 
     /// Becomes the program that lies where this one did. The workers serve on, until those of the next master do.
-    fn restart_by_exec(&mut self) {
+    fn restart_by_exec(&mut self, control: Option<&Control>) {
         let (Some(listeners), Some(lives)) = (&self.listeners, &self.lives) else { return };
-        say("restart by exec");
+        say(&format!("restart by exec of {}", self.program.path().display()));
         self.service_manager.reloading();
         let leaves = Leaves {
             listeners,
             kept: &self.kept,
             lives,
-            workers: self.crew.members.iter().map(|worker| (worker.index, worker.pid.as_raw())).collect(),
+            board: &self.board,
+            control: control.map(Control::leaves),
+            workers: &self.crew.members,
             phase: self.crew.phase,
         };
-        let Err(error) = self.program.exec(&leaves);
-        say(&format!("cannot restart by exec, and goes on: {error}"));
-        self.service_manager.ready();
+        let Err(error) = self.program.exec(leaves);
+        say(&format!("cannot restart by exec of {}, and goes on: {error}", self.program.path().display()));
+        self.has_reloaded();
+    }
+
+    /// Unless something else is under way.
+    fn has_reloaded(&mut self) {
+        if self.is_booted && !self.is_ending && !self.crew.is_restarting() {
+            self.service_manager.ready();
+        }
     }
 
     /// Gracefully.
     fn end(&mut self) {
         if !std::mem::replace(&mut self.is_ending, true) {
+            say("ends");
             self.service_manager.stopping();
         }
         self.board.set(Of::ClusterEnds, 1);
@@ -378,7 +379,7 @@ impl Master {
     /// In the child: what it has from here.
     fn fork(&mut self, index: usize) -> Result<Option<Inheritance>, Error> {
         let Some(place) = self.crew.free_place(PLACES) else { return Ok(None) };
-        self.board.take(place, index, self.crew.phase);
+        self.board.take(place, index, self.crew.phase, self.settings.threads);
         if let Some(hook) = &mut self.settings.hooks.before_worker_fork {
             hook(index);
         }
@@ -461,7 +462,7 @@ impl Master {
         if worker.was_told_to_end {
             return;
         }
-        say(&format!("worker {} (process {}) ended: {status}", worker.index, worker.pid));
+        say(&format!("worker {} (process {}) ended, and was not told to: {status}", worker.index, worker.pid));
         if self.crew.has_failed(&worker, status, board::now()) {
             say("the restart is given up, for a replacement did not come to serve; who has not been replaced stays");
             self.service_manager.ready();
@@ -504,13 +505,17 @@ impl Master {
         let serving = self.crew.serving();
         if !self.is_booted && !self.is_ending && !self.crew.is_restarting() && serving == self.crew.wanted {
             self.is_booted = true;
+            say(&format!("serving with {}", counted(serving)));
             if let Some(hook) = &mut self.settings.hooks.after_booted {
                 hook();
             }
             self.service_manager.ready();
         }
         let status = format!("{serving} of {} workers serve, phase {}", self.crew.wanted, self.crew.phase);
-        self.service_manager.hears(status, serving > 0, now);
+        // Who finishes what it has, or takes the place of another, has limits of its own.
+        let is_well = |worker: &Member| worker.has_served || self.crew.is_restarting();
+        let all_is_well = self.crew.members.iter().any(is_well);
+        self.service_manager.hears(status, all_is_well, now);
     }
 
     fn look_at(&mut self, number: usize, now: u64) {
@@ -534,8 +539,16 @@ impl Master {
         };
         let (index, pid) = (worker.index, worker.pid);
         if let Some(why) = is_hopeless {
-            if !std::mem::replace(&mut worker.is_killed, true) {
+            if worker.given_up_at.is_none() {
                 say(&format!("worker {index} (process {pid}) {why}, and is killed"));
+                let wedged = self.board.wedged(worker.place, now).filter(|_| settings.backtrace);
+                let id = wedged.map_or(0, |thread| self.board.thread(worker.place, thread, OfThread::Id));
+                if id != 0 {
+                    let _ = backtrace::ask(pid.as_raw() as u32, id, Signal::SIGABRT as i32);
+                }
+                worker.given_up_at = Some(if id == 0 { now } else { now + LAST_WORDS });
+            }
+            if worker.given_up_at.is_some_and(|at| now >= at) && !std::mem::replace(&mut worker.is_killed, true) {
                 let _ = kill(pid, Signal::SIGKILL);
             }
         } else if worker.stays()
@@ -544,12 +557,10 @@ impl Master {
         {
             // Its other threads may be about something that they can finish.
             say(&format!(
-                "worker {index} (process {pid}) is wedged: its thread {thread} has been about one thing for too long. It is told to end"
+                "worker {index} (process {pid}) is wedged: its thread {thread} has been about one thing for longer than it may \
+                 (worker_timeout is {:?}). It is told to end",
+                settings.worker_timeout
             ));
-            let id = self.board.thread(worker.place, thread, OfThread::Id);
-            if settings.backtrace && id != 0 {
-                let _ = backtrace::ask(pid.as_raw() as u32, id, Signal::SIGABRT as i32);
-            }
             self.tell_to_end(number);
         }
     }
@@ -574,11 +585,12 @@ impl Master {
 }
 
 impl Drop for Master {
-    /// If a hook panicked, or for an error: nobody else would wait for them.
+    /// If a hook panicked, or for an error: nobody else would wait for them. Those of the master before this one serve, and see for
+    /// themselves that they have none any more.
     fn drop(&mut self) {
-        self.kill_all();
-        for worker in &self.crew.members {
-            let _ = waitpid(worker.pid, None);
+        for number in (0..self.crew.members.len()).filter(|number| !self.crew.was_taken_over(*number)) {
+            let _ = kill(self.crew.members[number].pid, Signal::SIGKILL);
+            let _ = waitpid(self.crew.members[number].pid, None);
         }
     }
 }
@@ -613,8 +625,9 @@ fn chance(most: u64) -> u64 {
 
 /// By their names, as far as they have one.
 fn other_threads() -> Vec<String> {
-    let own = getpid().to_string();
+    // By the numbers that are counted there, which may be another container's.
+    let own = fs::read_link("/proc/self").unwrap_or_default();
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let others = threads.filter(|thread| thread.file_name().to_str() != Some(&own));
+    let others = threads.filter(|thread| own != Path::new(&thread.file_name()));
     others.map(|thread| fs::read_to_string(thread.path().join("comm")).unwrap_or_default().trim().to_owned()).collect()
 }

@@ -43,7 +43,8 @@
 //! new master has replaced them as in a phased restart. So nobody is turned away; and if the new workers do not come to serve, the old
 //! ones stay.
 //!
-//! What the new program says has to be listened on is taken over, if it is said in the same words; the rest is closed. If it ends before
+//! What the new program says has to be listened on is taken over, if it is said in the same words; the rest is closed. Its settings are
+//! its own: how many workers were asked for meanwhile is forgotten. If it ends before
 //! it comes to [`run`](Builder::run), the old workers finish what they have, and end. Until then signals wait for it; if a shell is on the
 //! way to it, which unblocks them, `TERM`, `INT` and `QUIT` end it and the others are lost.
 //!

@@ -1,6 +1,6 @@
 //! What a cluster is told: how many, for how long, and what to do at each turn.
 
-use super::board::PLACES;
+use super::board::{MOST_THREADS, PLACES};
 use super::legacy::Legacy;
 use super::listeners::{Bind, Bound, Listener};
 use super::{Error, Worker};
@@ -13,7 +13,6 @@ use std::time::Duration;
 
 /// While they are replaced there are twice as many.
 pub(super) const MOST_WORKERS: usize = PLACES / 2;
-const MOST_THREADS: usize = 1024;
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
@@ -161,7 +160,8 @@ impl Builder {
         self
     }
 
-    /// Listens on what you have bound, or were given. At a [restart by exec](super#restart-by-exec) it is closed, and you make another.
+    /// Listens on what you have bound, or were given. There is no [restart by exec](super#restart-by-exec) with such a one: the next program
+    /// could not be given what it binds by itself.
     #[must_use]
     pub fn listener(mut self, listener: impl Into<Listener>) -> Self {
         self.binds.push(Bind::Own(listener.into()));
@@ -234,15 +234,16 @@ impl Builder {
     }
 
     /// How many more workers there may be while they are replaced in a restart, which is how many are replaced at a time, when the first
-    /// has come to serve. With 0 each ends before another takes its place: where no connection more can be had. Default 1.
+    /// has come to serve. With 0 each ends before another takes its place, in a restart and otherwise: where no connection more can be had.
+    /// Then nobody takes the place of a worker that is wedged before it is gone. Default 1.
     #[must_use]
     pub fn max_surge(mut self, workers: usize) -> Self {
         self.max_surge = workers;
         self
     }
 
-    /// Whether a thread that is found wedged tells on standard error where it is, which needs debug information to be of use. It takes
-    /// SIGABRT in the workers. Default: no.
+    /// Whether a thread that is wedged tells on standard error where it is, before its worker is killed; which needs debug information to
+    /// be of use. It takes SIGABRT in the workers. Default: no.
     #[must_use]
     pub fn backtrace_of_wedged(mut self, backtrace: bool) -> Self {
         self.backtrace = backtrace;

@@ -86,7 +86,8 @@ impl Status {
 
 impl WorkerStatus {
     fn read(board: &Board, place: usize) -> Self {
-        let all = |what| (0..board.threads()).map(move |thread| board.thread(place, thread, what));
+        let threads = board.threads(place);
+        let all = |what| (0..threads).map(move |thread| board.thread(place, thread, what));
         let busy_threads = all(OfThread::Until).filter(|&until| until != 0).count();
         let mut connections: Vec<u64> = all(OfThread::Connection).filter(|&number| number != 0).collect();
         connections.sort_unstable();
@@ -101,9 +102,9 @@ impl WorkerStatus {
             ending,
             last_status: ThreadStatus {
                 running: all(OfThread::Id).filter(|&id| id != 0).count(),
-                pool_capacity: if booted && !ending { board.threads() - busy_threads } else { 0 },
+                pool_capacity: if booted && !ending { threads - busy_threads } else { 0 },
                 busy_threads,
-                max_threads: board.threads(),
+                max_threads: threads,
                 requests_count: board.requests(place),
                 connections,
             },

@@ -1,7 +1,7 @@
 //! Descriptors that this process was given by the program before it: over exec, by number.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
 /// What has been taken: each number once.
@@ -26,13 +26,9 @@ pub(crate) fn take(fd: RawFd) -> io::Result<Option<OwnedFd>> {
     Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
-/// Whether the next program gets it, if this one execs.
-///
-/// # Errors
-///
-/// None for what is open.
-pub(crate) fn keep_over_exec(fd: BorrowedFd<'_>, keep: bool) -> io::Result<()> {
-    set_flags(fd.as_raw_fd(), if keep { 0 } else { libc::FD_CLOEXEC })
+/// Whether the next program gets it, if this one execs. Of what is not open there is nothing to be kept.
+pub(crate) fn keep_over_exec(fd: RawFd, keep: bool) {
+    let _ = set_flags(fd, if keep { 0 } else { libc::FD_CLOEXEC });
 }
 
 fn set_flags(fd: RawFd, flags: libc::c_int) -> io::Result<()> {

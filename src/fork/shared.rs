@@ -1,16 +1,19 @@
 //! Words that a process and its children have in common, for as long as any of them lives.
 
+use std::fs::File;
 use std::io;
 use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::slice;
 use std::sync::atomic::AtomicU64;
 
-/// Zero at first. A child made by fork sees what its parent writes, and the other way round.
+/// Zero at first. They lie in a file without a name, and so can be handed to a program that comes after this one. A child made by fork sees what its parent writes, and the other way round.
 #[derive(Debug)]
 pub(crate) struct SharedWords {
     start: *const AtomicU64,
     length: usize,
+    file: File,
 }
 
 // SAFETY: they are atomics, and what is shared of them is only references.
@@ -20,14 +23,48 @@ unsafe impl Sync for SharedWords {}
 
 impl SharedWords {
     pub(crate) fn new(length: usize) -> io::Result<Self> {
-        let bytes = length.max(1) * size_of::<AtomicU64>();
-        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-        // SAFETY: a new mapping, wherever the kernel likes.
-        let start = unsafe { libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0) };
+        // SAFETY: a name of ours; what is returned is a new descriptor, or an error.
+        let file = unsafe {
+            match libc::memfd_create(c"forksafe".as_ptr(), libc::MFD_CLOEXEC) {
+                -1 => return Err(io::Error::last_os_error()),
+                fd => OwnedFd::from_raw_fd(fd),
+            }
+        };
+        // SAFETY: takes numbers.
+        if unsafe { libc::ftruncate(file.as_raw_fd(), bytes(length) as libc::off_t) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Self::of(file, length)
+    }
+
+    /// Those of a program that was here before this one, by its [file](AsFd).
+    ///
+    /// # Errors
+    ///
+    /// They are fewer.
+    pub(crate) fn of(file: OwnedFd, length: usize) -> io::Result<Self> {
+        let file = File::from(file);
+        if file.metadata()?.len() < bytes(length) as u64 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping, wherever the kernel likes, of a file that has so many bytes, and that nobody makes shorter.
+        let start =
+            unsafe { libc::mmap(ptr::null_mut(), bytes(length), access, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { start: start.cast(), length })
+        Ok(Self { start: start.cast(), length, file })
+    }
+}
+
+fn bytes(length: usize) -> usize {
+    length.max(1) * size_of::<AtomicU64>()
+}
+
+impl AsFd for SharedWords {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
@@ -35,16 +72,15 @@ impl Deref for SharedWords {
     type Target = [AtomicU64];
 
     fn deref(&self) -> &[AtomicU64] {
-        // SAFETY: `new` mapped so many, zeroed and aligned to a page; they are unmapped only when `self` goes.
+        // SAFETY: `of` mapped so many, aligned to a page; they are unmapped only when `self` goes.
         unsafe { slice::from_raw_parts(self.start, self.length) }
     }
 }
 
 impl Drop for SharedWords {
     fn drop(&mut self) {
-        let bytes = self.length.max(1) * size_of::<AtomicU64>();
-        // SAFETY: the mapping of `new`, which nobody borrows any more. Other processes keep theirs.
-        unsafe { libc::munmap(self.start.cast_mut().cast(), bytes) };
+        // SAFETY: the mapping of `of`, which nobody borrows any more. Other processes keep theirs.
+        unsafe { libc::munmap(self.start.cast_mut().cast(), bytes(self.length)) };
     }
 }
 

@@ -19,11 +19,13 @@ pub(crate) const APPS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/apps");
 /// How long an answer may be on its way, before the control calls it a hang.
 pub(crate) const HANG: Duration = Duration::from_secs(4);
 
-/// A program at work, and a folder for it. It is killed when this is dropped; its children, when the process of the test ends.
+/// A program at work, and a folder for it. It is ended when this is dropped; what it leaves behind, when the process of the test ends.
 #[derive(Debug)]
 pub(crate) struct Host {
     process: Child,
     folder: TempDir,
+    /// It has had its chance to end by itself.
+    is_told: bool,
 }
 
 impl Host {
@@ -35,7 +37,7 @@ impl Host {
         let log = File::create(folder.path().join("log")).expect("a log file");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
         let process = command.spawn().unwrap_or_else(|error| panic!("{}", advice(&command, &error)));
-        Self { process, folder }
+        Self { process, folder, is_told: false }
     }
 
     /// Runs an application with connections that it makes when it is loaded, and waits until it has.
@@ -66,6 +68,10 @@ impl Host {
         self.process.id()
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
@@ -86,6 +92,11 @@ impl Host {
     pub(crate) fn signal(&self, signal: libc::c_int) {
         // SAFETY: takes numbers. The process has not been waited for unless it has ended, and then nobody sends it signals.
         unsafe { libc::kill(self.pid() as libc::pid_t, signal) };
+    }
+
+    fn tell_to_end(&mut self) {
+        self.signal(libc::SIGTERM);
+        self.is_told = true;
     }
 
     /// How it ended, or `None` when it has not in that time.
@@ -127,7 +138,7 @@ impl Host {
                 faults.push(format!("{client}: the server has ended the parent's session {id}"));
             }
         }
-        self.signal(libc::SIGTERM);
+        self.tell_to_end();
         if self.wait(if net == Net::On { patience() } else { HANG }).is_none() {
             faults.push("the host does not end".to_owned());
         }
@@ -151,6 +162,11 @@ impl Drop for Host {
     fn drop(&mut self) {
         if thread::panicking() {
             eprintln!("{}", self.log());
+        }
+        // A server ends its children.
+        if let (Ok(None), false) = (self.process.try_wait(), self.is_told) {
+            self.tell_to_end();
+            self.wait(HANG);
         }
         let _ = self.process.kill();
         let _ = self.process.wait();

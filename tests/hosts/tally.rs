@@ -37,10 +37,6 @@ impl Tally {
     }
 
     /// Of lines with a word each, and what came back.
-    pub(crate) fn of_lines(text: &str) -> Self {
-        Self::of_lines_that(text, |_| true)
-    }
-
     pub(crate) fn of_lines_that(text: &str, is_meant: impl Fn(&str) -> bool) -> Self {
         let mut tally = Self::default();
         for (word, answer) in text.lines().filter_map(|line| line.split_once(' ')) {
@@ -49,6 +45,12 @@ impl Tally {
             }
         }
         tally
+    }
+
+    /// How many questions it tells of.
+    pub(crate) fn all(&self) -> usize {
+        let answered: usize = self.children.values().map(|child| child.right + child.errors.len()).sum();
+        answered + self.wrong.len() + self.hung
     }
 
     /// Whether something has gone wrong for certain: an error may have been the only one.
@@ -76,17 +78,14 @@ impl Tally {
         if self.hung > 0 {
             faults.push(format!("{} were not answered", self.hung));
         }
-        for (pid, Child { right, errors }) in &self.children {
+        for (pid, Child { errors, .. }) in &self.children {
             let is_known = |error: &String| known.iter().any(|known| error.starts_with(known));
             if errors.len() > 1 || !errors.iter().all(is_known) {
                 faults.push(format!("{} errors in child {pid}, such as {:?}", errors.len(), errors.last()));
             }
-            if *right == 0 {
-                faults.push(format!("no right answer of child {pid}"));
-            }
         }
-        if self.children.is_empty() {
-            faults.push("no child has answered".to_owned());
+        if self.right() == 0 {
+            faults.push("there is no right answer".to_owned());
         }
         faults
     }

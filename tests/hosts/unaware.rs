@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 use std::thread;
 
@@ -222,7 +223,8 @@ fn apache(mpm: &str, cgi: &str) {
     fs::write(said.folder().join("settings"), settings).unwrap();
     let settings = said.folder().join("settings");
     let _host = serve(&said, port, "apache2", |command| {
-        command.arg("-DFOREGROUND").arg("-f").arg(settings);
+        // At its end it ends its whole group, in which the test would be.
+        command.process_group(0).arg("-DFOREGROUND").arg("-f").arg(settings);
     });
     for _ in 0..20 {
         assert_eq!(page(port, "page"), "of Apache");

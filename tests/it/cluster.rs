@@ -452,7 +452,7 @@ fn no_more_workers_are_had_than_have_connections() {
         assert_eq!(control(&folder, "scale 3", true).unwrap(), "serving with 3 workers");
         let told = control(&folder, "scale 4", true).unwrap_err();
         let why = "db would need 25 connections, and has 20 (CONNECTION LIMIT of role app)";
-        assert_eq!(told, format!("no more than 3 workers have room: {why}"));
+        assert_eq!(told, format!("there is room for 3 workers at most: {why}"));
         kill(master.pid(), libc::SIGTTIN);
         assert_eq!(control(&folder, "scale 3", true).unwrap(), "serving with 3 workers");
         assert_eq!(workers(&folder.socket(), 3).len(), 3);

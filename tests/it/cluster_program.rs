@@ -271,6 +271,36 @@ fn a_release_whose_workers_do_not_come_to_serve_leaves_the_old_ones() {
     });
 }
 
+/// They tell the next master what they told the last one.
+#[test]
+fn the_old_workers_of_a_release_that_is_given_up_are_looked_after() {
+    clean_process(|| {
+        let server = Server::start(2, &["--timeout", "2", "--shutdown", "1"]);
+        let before = server.pids();
+        server.replace_program(&format!("#!/bin/sh\nexec {} \"$@\" --fail\n", example().display()));
+        server.signal(libc::SIGUSR2);
+        wait_until("it is given up", || server.log().contains("the restart is given up"));
+        wait_until("it comes to rest", || server.pids() == before);
+        let ask = |what: &str| {
+            let client = UnixStream::connect(server.file("socket")).unwrap();
+            write!(&client, "GET {what} HTTP/1.1\r\n\r\n").unwrap();
+            client
+        };
+        let _slow = ask("/sleep/1500");
+        wait_until("it is seen", || {
+            let status = server.status();
+            status.worker_status.iter().map(|worker| worker.last_status.busy_threads).sum::<usize>() == 1
+        });
+        let _hangs = ask("/hang");
+        wait_until("it is found", || server.log().contains("is wedged: its thread "));
+        wait_until("it is gone", || before.iter().any(|pid| has_ended(*pid)));
+        // The other one leaves when it is told to, as any worker.
+        let left = before.iter().copied().find(|pid| !has_ended(*pid)).unwrap();
+        kill(left, libc::SIGTERM);
+        wait_until("it has left", || has_ended(left));
+    });
+}
+
 #[test]
 fn a_release_that_is_not_there_changes_nothing() {
     clean_process(|| {
@@ -280,7 +310,7 @@ fn a_release_that_is_not_there_changes_nothing() {
         fs::remove_file(server.file("program")).unwrap();
         server.under_load(|| {
             server.signal(libc::SIGUSR2);
-            wait_until("it says so", || server.log().contains("cannot restart by exec, and goes on: "));
+            wait_until("it says so", || server.log().contains(", and goes on: "));
         });
         assert_eq!(server.pids(), before);
         assert_eq!(server.kept_over_exec(), kept, "what was to be kept for the next program is for no other");
@@ -320,12 +350,13 @@ fn who_asks_for_a_restart_is_told_when_it_is_through() {
         assert_eq!(server.pids().len(), 4);
         assert_eq!(server.ask("scale 1", true).unwrap(), "serving with 1 worker");
         assert_eq!(server.pids().len(), 1);
+        assert!(server.ask("status", true).unwrap().starts_with('{'), "there is nothing to wait for");
         let refused = |what: &str| match server.ask(what, true).unwrap_err() {
             ControlError::Refused(why) => why,
             error => panic!("{error}"),
         };
         assert_eq!(refused("scale 0"), "a cluster has one worker at least");
-        assert_eq!(refused("scale 10000"), "no more than 512 workers have room: it is the most that there can be");
+        assert_eq!(refused("scale 10000"), "there is room for 512 workers at most");
         let mut server = server;
         assert_eq!(server.ask("stop", true).unwrap(), "the cluster has ended");
         assert!(server.master.wait().unwrap().success());
@@ -373,6 +404,9 @@ fn nobody_at_the_control_socket_keeps_the_master_from_its_work() {
         let half = say("restart wait\n");
         half.shutdown(std::net::Shutdown::Write).unwrap();
         assert_eq!(answer(half), "ok restart 1 is through: serving with 3 workers\n");
+        let half = say("GET /status HTTP/1.1\r\n");
+        half.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(answer(half), "", "the rest does not come");
         drop(say("restart wait\n"));
         wait_until("those who say nothing are hung up on", || {
             silent.iter_mut().all(|client| matches!(client.read(&mut [0]), Ok(0)))
@@ -432,7 +466,7 @@ fn without_a_surge_there_are_never_more_than_wanted() {
 #[test]
 fn a_wedged_thread_says_where_it_is() {
     clean_process(|| {
-        let server = Server::start(1, &["--timeout", "1", "--backtrace"]);
+        let server = Server::start(1, &["--timeout", "1", "--shutdown", "1", "--backtrace"]);
         let hangs = UnixStream::connect(server.file("socket")).unwrap();
         write!(&hangs, "GET /hang HTTP/1.1\r\n\r\n").unwrap();
         wait_until("it is found", || server.log().contains("is wedged: its thread "));
@@ -518,7 +552,19 @@ fn the_service_manager_is_told() {
         };
         reloads(libc::SIGHUP, &["READY=1"]);
         reloads(libc::SIGUSR1, &["phase 1", "READY=1"]);
-        reloads(libc::SIGUSR2, &["phase 2", "READY=1"]);
+        // Who waits for the one to be ready is not told of the other.
+        let slow = UnixStream::connect(server.file("socket")).unwrap();
+        write!(&slow, "GET /sleep/700 HTTP/1.1\r\n\r\n").unwrap();
+        wait_until("it is let in", || {
+            server.status().worker_status.iter().any(|worker| worker.last_status.busy_threads > 0)
+        });
+        server.signal(libc::SIGUSR1);
+        manager.hears("RELOADING=1");
+        server.signal(libc::SIGHUP);
+        manager.hears("RELOADING=1");
+        manager.hears("READY=1");
+        assert_eq!((server.status().old_workers, server.status().phase), (0, 2));
+        reloads(libc::SIGUSR2, &["phase 3", "READY=1"]);
         server.signal(libc::SIGTERM);
         manager.hears("STOPPING=1");
         drop(server);

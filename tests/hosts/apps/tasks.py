@@ -7,13 +7,15 @@ from celery.signals import worker_shutdown
 
 import clients
 
-app = celery.Celery("tasks", broker=os.environ["BROKER"], backend=os.environ["BROKER"])
+app = celery.Celery("tasks", broker=os.environ["BROKER"])
 app.conf.worker_prefetch_multiplier = 1
 
 
-@app.task(name="ask")
+@app.task(name="ask", ignore_result=True)
 def ask(client, word):
-    return clients.ask(client, word)
+    """A line for each: the word, and what came back."""
+    with open(f"{clients.SESSIONS}/answers", "a") as file:
+        file.write(f"{word} {clients.ask(client, word)}\n")
 
 
 @app.task(name="end", ignore_result=True)
