@@ -32,6 +32,8 @@ pub(super) enum Of {
     Master,
     StartedAt,
     Phase,
+    /// How many places have ever been taken. Beyond them there is no memory yet, not even for a look.
+    Places,
 }
 
 /// About a worker. The state is written by both, bit by bit; the rest by the master before the fork, but for the pid.
@@ -136,6 +138,7 @@ impl Board {
         let start = LINE + place * WIDTH;
         let of_before = LINE * (1 + self.threads(place).max(threads));
         self.words[start..start + of_before].iter().for_each(|word| word.store(0, Relaxed));
+        self.set(Of::Places, self.get(Of::Places).max(place as u64 + 1));
         self.of_worker(place, OfWorker::Threads).store(threads as u64, Relaxed);
         self.of_worker(place, OfWorker::Index).store(index as u64, Relaxed);
         self.of_worker(place, OfWorker::Phase).store(phase, Relaxed);
@@ -163,7 +166,7 @@ impl Board {
 
     /// The places that somebody has.
     pub(super) fn taken(&self) -> impl Iterator<Item = usize> {
-        (0..PLACES).filter(|place| self.has(*place, TAKEN))
+        (0..PLACES.min(self.get(Of::Places) as usize)).filter(|place| self.has(*place, TAKEN))
     }
 
     pub(super) fn set_serves(&self, place: usize) {
