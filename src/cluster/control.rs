@@ -3,7 +3,7 @@
 
 use super::board::now;
 use super::legacy::Legacy;
-use super::listeners::remove_what_nobody_listens_at;
+use super::listeners::{remove_what_nobody_listens_at, try_connect};
 use super::{Error, say};
 use crate::Deadline;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::thread;
 use std::time::Duration;
 
 /// Others are hung up on.
@@ -92,22 +93,40 @@ impl Command {
         let socket = socket.as_ref();
         let failed = |cause| ControlError::NoAnswer { socket: socket.to_owned(), cause };
         let asked = || -> io::Result<String> {
-            let mut stream = UnixStream::connect(socket)?;
+            let mut stream = connect_until(socket, deadline)?;
+            stream.set_nonblocking(false)?;
             let wait = if wait { " wait" } else { "" };
-            stream.set_write_timeout(Some(deadline.remaining().max(Duration::from_millis(1))))?;
+            let time_left = || Some(deadline.remaining().max(Duration::from_millis(1)));
+            stream.set_write_timeout(time_left())?;
             writeln!(stream, "{self}{wait}")?;
-            stream.set_read_timeout(Some(deadline.remaining().max(Duration::from_millis(1))))?;
+            stream.set_read_timeout(time_left())?;
             let mut answer = String::new();
             BufReader::new(stream).read_line(&mut answer)?;
             Ok(answer)
         };
-        let answer = asked().map_err(failed)?;
+        let answer =
+            asked().map_err(|error| failed(if error.kind() == ErrorKind::WouldBlock { too_late() } else { error }))?;
         match answer.trim_end().split_once(' ') {
             Some(("ok", text)) => Ok(text.to_owned()),
             Some(("error", text)) => Err(ControlError::Refused(text.to_owned())),
             _ => Err(failed(io::Error::new(ErrorKind::UnexpectedEof, "it hung up"))),
         }
     }
+}
+
+/// A master that is stopped lets nobody in.
+fn connect_until(socket: &Path, deadline: Deadline) -> io::Result<UnixStream> {
+    loop {
+        match try_connect(socket)? {
+            Some(stream) => return Ok(stream),
+            None if deadline.is_over() => return Err(too_late()),
+            None => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+fn too_late() -> io::Error {
+    io::Error::new(ErrorKind::TimedOut, "it is there, and has not answered in time")
 }
 
 /// What somebody waits for.

@@ -188,20 +188,20 @@ pub(super) fn remove_what_nobody_listens_at(path: &Path) -> io::Result<()> {
     if !found.file_type().is_socket() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket lies there"));
     }
-    match is_listened_at(path) {
-        Ok(true) => Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody listens there already")),
-        Ok(false) => fs::remove_file(path),
+    match try_connect(path) {
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody listens there already")),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
         Err(error) => Err(error),
     }
 }
 
-/// Without waiting for somebody who listens and lets nobody in.
-fn is_listened_at(path: &Path) -> io::Result<bool> {
+/// Without waiting for somebody who listens and lets nobody in: none.
+pub(super) fn try_connect(path: &Path) -> io::Result<Option<UnixStream>> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let asks = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     match connect(asks.as_raw_fd(), &UnixAddr::new(path)?) {
-        Ok(()) | Err(Errno::EAGAIN) => Ok(true),
-        Err(Errno::ECONNREFUSED) => Ok(false),
+        Ok(()) => Ok(Some(asks.into())),
+        Err(Errno::EAGAIN) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

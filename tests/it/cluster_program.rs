@@ -691,6 +691,22 @@ fn a_master_that_is_the_first_process_ends_and_restarts_as_others_do() {
     });
 }
 
+#[test]
+fn a_master_that_is_stopped_is_not_waited_for_beyond_the_deadline() {
+    clean_process(|| {
+        let server = Server::start(1, &[]);
+        server.signal(libc::SIGSTOP);
+        // So many that no more are let into the queue.
+        for _ in 0..200 {
+            let soon = Deadline::after(Duration::from_millis(10));
+            let error = Ask::Status.send(server.file("control"), false, soon).unwrap_err().to_string();
+            assert!(error.ends_with("it is there, and has not answered in time"), "{error}");
+        }
+        server.signal(libc::SIGCONT);
+        server.end();
+    });
+}
+
 /// Nobody reads what it says, and there is no room for more.
 #[test]
 fn a_master_that_nobody_reads_goes_on() {
