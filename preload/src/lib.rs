@@ -8,10 +8,11 @@
 //! what is taken and what is left alone, and its `Policy::from_env` for the settings. `forksafe-run` sets all of it up.
 //!
 //! It interposes nothing: the constructor registers a fork handler, and that is all. It starts no thread, and opens nothing but in
-//! a child. So it does not see children of `_Fork` and of raw `clone`, and `vfork` and `posix_spawn` need none of it. The loader
-//! ignores it in a program that is setuid.
+//! a child. So it does not see children of `_Fork`, raw `clone`, `vfork` and `posix_spawn`: what these execute gets what
+//! is not close-on-exec. The loader ignores it in a program that is setuid, and has nothing to do with one that is linked statically.
 
 use forksafe::fork::net::Policy;
+use std::io::{self, Write};
 
 /// Called by the loader, before the program's `main`.
 ///
@@ -19,7 +20,8 @@ use forksafe::fork::net::Policy;
 extern "C" fn load() {
     let done = Policy::from_env().and_then(|policy| policy.map_or(Ok(()), Policy::set));
     if let Err(error) = done {
-        eprintln!("forksafe: nothing is protected: {error}");
+        // Where nobody listens it cannot be said; that is no reason to end the program.
+        let _ = writeln!(io::stderr(), "forksafe: nothing is protected: {error}");
     }
 }
 

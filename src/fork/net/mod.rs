@@ -60,14 +60,21 @@
 //! # What it cannot know
 //!
 //! - *Whether a connection is handed on on purpose.* `rsync`'s client forks after connecting to a daemon, and both go on with that
-//!   connection; `ncat --exec` gives its own to a program; a program may make a socket and let its child connect it. Those have to be kept.
+//!   connection; `ncat --exec` gives its own to a program; `ssh -f`, ControlPersist and whoever else connects and then goes to the background
+//!   lives on as a child; so does the reader of a program that reads and writes in two processes; a program may make a socket and let its child
+//!   connect it. Those have to be kept.
+//! - *Who connected, always.* A packet that this machine could not even queue (a full qdisc, a lost route) is counted twice by the kernel, and
+//!   the reckoning is wrong from then on, in either direction. A connection that is over (`CLOSE`) and has a port counts as accepted, also with
+//!   an answer in it that nobody has read; so does one that CRIU has restored.
+//! - *That a child turns to its parent's epoll* and adds the dead socket there: the parent is then told of it again and again.
 //! - *What a child opened before the net ran.* A child made by libc's `fork` is swept before `fork` returns; only another library's
 //!   fork handler can come before that, and what such a handler connects is swept, too. A child made by `_Fork` or a raw `clone` is
 //!   swept at its first call into this crate ([`enter`](super::enter)); what its parent does not have under the same number it has opened
 //!   itself, and that is left alone. If the parent has ended by then, or may not be asked (`kcmp`), all is swept.
 //! - *Clients that cannot bear it.* A write to a dead socket is `EPIPE`, and a `SIGPIPE` for those who do not ignore it, as with a
 //!   server that has gone away. A client that takes no notice of errors goes on taking none.
-//! - Children that share their parent's descriptor table (`vfork`, `posix_spawn`, `CLONE_FILES` with threads) are not swept.
+//! - Children that share their parent's descriptor table (`CLONE_FILES` with threads) are not swept, and those that share its memory (`vfork`,
+//!   `posix_spawn`) not before they execute another program: that gets what is not close-on-exec.
 //!
 //! # What it costs
 //!
