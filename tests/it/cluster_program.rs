@@ -194,7 +194,7 @@ fn a_restart_by_exec_turns_nobody_away() {
             server.signal(libc::SIGUSR2);
             wait_until("others serve", || {
                 let status = server.status();
-                status.phase == 1 && status.booted_workers == 2 && status.workers == 2
+                status.phase == 1 && status.old_workers == 0 && status.booted_workers == 2
             });
         });
         assert!(server.pids().is_disjoint(&before), "each is new");
@@ -204,7 +204,10 @@ fn a_restart_by_exec_turns_nobody_away() {
         (&slow).read_to_string(&mut answer).unwrap();
         assert!(answer.contains("200 OK"), "who was let in by an old one is answered: {answer:?}");
         server.signal(libc::SIGUSR2);
-        wait_until("and again", || server.status().phase == 2 && server.status().booted_workers == 2);
+        wait_until("and again", || {
+            let status = server.status();
+            status.phase == 2 && status.old_workers == 0 && status.booted_workers == 2
+        });
         server.end();
     });
 }
