@@ -125,6 +125,28 @@ pub(crate) fn hide_proc() {
     }
 }
 
+/// Gives this process a network of its own, with nothing in it but `lo`, which is up.
+pub(crate) fn own_network() {
+    // SAFETY: takes a number.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "this test needs root: {}", io::Error::last_os_error());
+    set_loopback(true);
+}
+
+/// In a network of our own: while it is down there is no route, not even to here.
+pub(crate) fn set_loopback(is_up: bool) {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    // SAFETY: all of it is plain numbers; the kernel reads a name and flags out of it.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(c"lo".to_bytes()) {
+            *to = *from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = if is_up { libc::IFF_UP as libc::c_short } else { 0 };
+        let result = libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCSIFFLAGS, &raw const request);
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    }
+}
+
 /// While it lives, another thread takes the lowest free descriptor number and gives it back, without a pause.
 pub(crate) struct TakesNumbers(Arc<AtomicBool>);
 

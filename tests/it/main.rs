@@ -37,6 +37,7 @@ mod liveness;
 mod managers;
 mod names;
 mod net;
+mod net_origin;
 mod nginx;
 mod observe;
 mod observed_closures;

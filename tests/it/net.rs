@@ -17,14 +17,19 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
 /// A connection that this side has made, and its other end.
-struct Connected {
-    listener: Option<TcpListener>,
-    made: TcpStream,
-    accepted: TcpStream,
+pub(crate) struct Connected {
+    pub(crate) listener: Option<TcpListener>,
+    pub(crate) made: TcpStream,
+    pub(crate) accepted: TcpStream,
 }
 
-fn connected() -> Connected {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+pub(crate) fn connected() -> Connected {
+    connected_at(0)
+}
+
+/// At a port of 127.0.0.1.
+pub(crate) fn connected_at(port: u16) -> Connected {
+    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     let made = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (accepted, _) = listener.accept().unwrap();
     Connected { listener: Some(listener), made, accepted }
@@ -32,12 +37,12 @@ fn connected() -> Connected {
 
 impl Connected {
     /// The listener is gone, and with it what a port could tell.
-    fn without_listener() -> Self {
+    pub(crate) fn without_listener() -> Self {
         Self { listener: None, ..connected() }
     }
 
     /// Both ends work, which proves that nobody has ended it.
-    fn assert_works(&mut self) {
+    pub(crate) fn assert_works(&mut self) {
         self.made.write_all(b"to").unwrap();
         self.accepted.write_all(b"fro").unwrap();
         let (mut to, mut fro) = ([0; 2], [0; 3]);
@@ -47,7 +52,7 @@ impl Connected {
     }
 }
 
-fn is_dead(stream: &TcpStream) -> bool {
+pub(crate) fn is_dead(stream: &TcpStream) -> bool {
     stream.peer_addr().is_err()
 }
 

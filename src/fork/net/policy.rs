@@ -4,6 +4,7 @@ use super::place::Place;
 use super::settings;
 use crate::fork::generation;
 use crate::fork::handler::birth;
+use crate::fork::handler::net::learn_given_ports;
 use crate::fork::handler::net::rules::{self, Mode, Report, Rules};
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
@@ -149,6 +150,7 @@ impl Policy {
         if !birth::has_handlers() {
             return Err(Error(Kind::NoHandlers));
         }
+        learn_given_ports();
         if rules::set(self.rules) { Ok(()) } else { Err(Error(Kind::AlreadySet)) }
     }
 }

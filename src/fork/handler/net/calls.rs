@@ -28,7 +28,8 @@ pub(super) struct TcpInfo {
     pub(super) unacked: u32,
     times: [u8; 92],
     pub(super) bytes_acked: u64,
-    received: [u8; 12],
+    received: [u8; 8],
+    pub(super) segs_out: u32,
     pub(super) segs_in: u32,
     pub(super) notsent_bytes: u32,
     rates: [u8; 52],
@@ -116,6 +117,10 @@ fn address(fd: RawFd, ask: Ask) -> Option<Address> {
 /// `SOCK_STREAM`, `SOCK_DGRAM` and so on.
 pub(super) fn kind(fd: RawFd) -> Option<libc::c_int> {
     option(fd, libc::SO_TYPE)
+}
+
+pub(super) fn reuses_address(fd: RawFd) -> bool {
+    option(fd, libc::SO_REUSEADDR).is_some_and(|does| does != 0)
 }
 
 pub(super) fn is_listening(fd: RawFd) -> bool {
@@ -250,6 +255,7 @@ fn errno() -> libc::c_int {
 const _: () = {
     assert!(mem::offset_of!(TcpInfo, unacked) == 24);
     assert!(mem::offset_of!(TcpInfo, bytes_acked) == 120);
+    assert!(mem::offset_of!(TcpInfo, segs_out) == 136);
     assert!(mem::offset_of!(TcpInfo, notsent_bytes) == 144);
     assert!(mem::offset_of!(TcpInfo, bytes_sent) == 200);
 };

@@ -25,7 +25,8 @@ use super::sys::{self, Identity};
 use super::table::{self, FREE, HANDED_ON, WITHDRAWN};
 use calls::Socket;
 use found::Found;
-use origin::{Accepted, Listeners};
+pub(in crate::fork) use origin::learn_given_ports;
+use origin::{Counts, Witnesses};
 use peer::Peer;
 use rules::{Mode, Rules};
 use std::os::fd::RawFd;
@@ -48,10 +49,10 @@ pub(super) fn sweep(birth: Birth, parent: u32, dead: &mut Dead) {
     found::forget(parent);
     let Some(rules) = rules::get() else { return };
     let parents = Parents::of(birth, parent);
-    let mut listeners = Listeners::new(birth);
+    let mut witnesses = Witnesses::new(birth);
     numbers::each_open(birth, |fd| {
         let socket = calls::look(fd);
-        if let Some(peer) = unwanted(fd, &socket, rules, &mut listeners)
+        if let Some(peer) = unwanted(fd, &socket, rules, &mut witnesses)
             && !is_somebodys(fd)
             && parents.may_have(fd)
         {
@@ -69,20 +70,20 @@ pub(super) fn sweep(birth: Birth, parent: u32, dead: &mut Dead) {
 }
 
 /// Where it leads, if the rules want it disowned.
-fn unwanted(fd: RawFd, socket: &Socket, rules: &Rules, listeners: &mut Listeners) -> Option<Peer> {
-    let (accepted, peer) = match socket {
-        Socket::Tcp(info) if rules.tcp => match origin::of(fd, info) {
-            Accepted::Yes => return None,
-            other => (other, Peer::tcp(fd)),
+fn unwanted(fd: RawFd, socket: &Socket, rules: &Rules, witnesses: &mut Witnesses) -> Option<Peer> {
+    let (counts, peer) = match socket {
+        Socket::Tcp(info) if rules.tcp => match origin::count(fd, info) {
+            Counts::Accepted => return None,
+            counts => (counts, Peer::tcp(fd)),
         },
         Socket::Other if !rules.udp && rules.unix.is_empty() => return None,
         Socket::Other | Socket::Unknown => match Peer::other(fd)? {
-            peer @ Peer::Tcp(_) => (Accepted::Unknown, peer),
-            peer => (Accepted::No, peer),
+            peer @ Peer::Tcp(_) => (Counts::Nothing, peer),
+            peer => (Counts::Connected, peer),
         },
         Socket::Tcp(_) | Socket::None | Socket::Closed => return None,
     };
-    if accepted == Accepted::Unknown && listeners.have(calls::local_port(fd)?) {
+    if counts != Counts::Connected && witnesses.say_accepted(fd, counts) {
         return None;
     }
     (rules.want(&peer) && !rules.keep(fd, &peer)).then_some(peer)

@@ -13,19 +13,33 @@
 //!
 //! The end of the stream counts as a byte everywhere but in `bytes_sent`.
 //!
-//! Where that gives neither 0 nor 1 (kernels before 4.19, emulators, a connection that is in use each time) its local port decides: if this process has a listening socket of that port, it was accepted.
+//! A 1 is certain. But what this machine could not even queue (a full qdisc, a lost route) is counted in `bytes_sent` once more when
+//! it is sent again, so a 0 may be a 1 less one byte, and what is below says nothing; nor do kernels before 4.19 and emulators. Then
+//! there are other witnesses, each of whom can be mistaken:
+//!
+//! - a listening socket of the same port in this process: that has accepted it;
+//! - a local port that the kernel does not give to those who connect;
+//! - `SO_REUSEADDR`, which servers set, and whom they accept has it from them.
+//!
+//! Who was mistaken for accepted is shared, and nobody notices; who was mistaken for made here is dead, and somebody does. So after a
+//! 0 one witness is enough, and where there are no counts it takes the first or both of the others.
 
 use super::calls::{self, Socket, TcpInfo};
 use super::numbers;
 use crate::fork::handler::disown::Birth;
 use std::mem;
+use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+/// What the kernel's counts say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Accepted {
-    Yes,
-    No,
-    Unknown,
+pub(super) enum Counts {
+    Accepted,
+    /// As accepted, or connected and miscounted by one.
+    PerhapsAccepted,
+    Connected,
+    Nothing,
 }
 
 const ESTABLISHED: u8 = 1;
@@ -41,58 +55,104 @@ const CLOSING: u8 = 11;
 /// A parent that uses the connection while we look is looked at again, so often.
 const TRIES: usize = 4;
 
-/// Listening sockets count as accepted, and so do those that have a port and no connection: they are about to listen. One that has
-/// neither is about to connect: by another thread of the parent, whose memory we have not.
-pub(super) fn of(fd: RawFd, info: &TcpInfo) -> Accepted {
+/// Listening sockets count as accepted, and so do those that have a port and have never sent or received anything: they are about to
+/// listen. One that has neither is about to connect: by another thread of the parent, whose memory we have not.
+pub(super) fn count(fd: RawFd, info: &TcpInfo) -> Counts {
     match info.state {
-        SYN_SENT => Accepted::No,
-        LISTEN => Accepted::Yes,
-        CLOSE if calls::local_port(fd) == Some(0) => Accepted::No,
-        CLOSE => Accepted::Yes,
+        SYN_SENT => Counts::Connected,
+        LISTEN => Counts::Accepted,
+        CLOSE if calls::local_port(fd) == Some(0) => Counts::Connected,
+        // Where a connection has failed, or was given up to make another, the kernel goes on with other numbers, as if something were
+        // to be sent.
+        CLOSE if info.segs_out == 0 && info.notsent_bytes > 0 => Counts::Connected,
+        CLOSE if info.segs_out == 0 => Counts::Accepted,
+        // It is over, and what was under way is lost.
+        CLOSE => by_counts(info, 0),
         ESTABLISHED | CLOSE_WAIT | FIN_WAIT_1 | FIN_WAIT_2 | LAST_ACK | CLOSING => reckon(fd, *info),
-        _ => Accepted::Unknown,
+        _ => Counts::Nothing,
     }
 }
 
-fn reckon(fd: RawFd, mut before: TcpInfo) -> Accepted {
-    // An emulator that counts nothing would have it that everything was accepted.
-    if before.filled < mem::offset_of!(TcpInfo, filled) || before.segs_in == 0 {
-        return Accepted::Unknown;
-    }
+fn reckon(fd: RawFd, mut before: TcpInfo) -> Counts {
     if before.unacked == 0 {
         return by_counts(&before, 0);
     }
     for _ in 0..TRIES {
         let unacknowledged = calls::unacknowledged(fd);
-        let Socket::Tcp(after) = calls::look(fd) else { return Accepted::Unknown };
+        let Socket::Tcp(after) = calls::look(fd) else { return Counts::Nothing };
         if counts(&before) == counts(&after) {
             let under_way = unacknowledged.map(|bytes| bytes.wrapping_sub(u64::from(after.notsent_bytes)));
-            return under_way.map_or(Accepted::Unknown, |under_way| by_counts(&after, under_way));
+            return under_way.map_or(Counts::Nothing, |under_way| by_counts(&after, under_way));
         }
         before = after;
     }
-    Accepted::Unknown
+    Counts::Nothing
 }
 
 fn counts(info: &TcpInfo) -> (u8, u64, u32, u64, u64) {
     (info.state, info.bytes_acked, info.notsent_bytes, info.bytes_sent, info.bytes_retrans)
 }
 
-fn by_counts(info: &TcpInfo, under_way: u64) -> Accepted {
+fn by_counts(info: &TcpInfo, under_way: u64) -> Counts {
+    // An emulator that counts nothing would have it that everything was accepted.
+    if info.filled < mem::offset_of!(TcpInfo, filled) || info.segs_in == 0 {
+        return Counts::Nothing;
+    }
     let end_is_under_way =
         matches!(info.state, FIN_WAIT_1 | LAST_ACK | CLOSING) && under_way > 0 && info.notsent_bytes == 0;
     let end_is_acknowledged = info.state == FIN_WAIT_2;
     let data_under_way = under_way.wrapping_sub(end_is_under_way.into());
     let data_acked = info.bytes_sent.wrapping_sub(info.bytes_retrans).wrapping_sub(data_under_way);
     match info.bytes_acked.wrapping_sub(data_acked).wrapping_sub(end_is_acknowledged.into()) {
-        0 => Accepted::Yes,
-        1 => Accepted::No,
-        _ => Accepted::Unknown,
+        0 => Counts::PerhapsAccepted,
+        1 => Counts::Connected,
+        _ => Counts::Nothing,
+    }
+}
+
+/// Those who can be asked beside the kernel's counts.
+pub(super) struct Witnesses {
+    listeners: Listeners,
+    given: RangeInclusive<u16>,
+}
+
+impl Witnesses {
+    pub(super) fn new(birth: Birth) -> Self {
+        Self { listeners: Listeners::new(birth), given: given_ports() }
+    }
+
+    /// Whether the connection counts as accepted.
+    pub(super) fn say_accepted(&mut self, fd: RawFd, counts: Counts) -> bool {
+        let Some(port) = calls::local_port(fd) else { return true };
+        let is_a_servers = !self.given.contains(&port);
+        match counts {
+            Counts::Accepted => true,
+            Counts::Connected => false,
+            Counts::PerhapsAccepted => is_a_servers || calls::reuses_address(fd) || self.listeners.have(port),
+            Counts::Nothing => is_a_servers && calls::reuses_address(fd) || self.listeners.have(port),
+        }
+    }
+}
+
+/// The ports that the kernel gives to those who connect: the first and the last, as far as it is known.
+static GIVEN: AtomicU32 = AtomicU32::new((32768 << 16) | 60999);
+
+fn given_ports() -> RangeInclusive<u16> {
+    let [a, b, c, d] = GIVEN.load(Relaxed).to_be_bytes();
+    u16::from_be_bytes([a, b])..=u16::from_be_bytes([c, d])
+}
+
+/// Not in a handler. Asks the kernel which ports it gives to those who connect.
+pub(in crate::fork) fn learn_given_ports() {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ports = text.split_whitespace().map_while(|port| port.parse::<u16>().ok());
+    if let (Some(first), Some(last)) = (ports.next(), ports.next()) {
+        GIVEN.store(u32::from(first) << 16 | u32::from(last), Relaxed);
     }
 }
 
 /// The ports on which this process listens, looked for when they are first asked for.
-pub(super) struct Listeners {
+struct Listeners {
     birth: Birth,
     known: bool,
     /// As many as a process has, as a rule.
@@ -101,12 +161,12 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    pub(super) fn new(birth: Birth) -> Self {
+    fn new(birth: Birth) -> Self {
         Self { birth, known: false, ports: [0; 64], count: 0 }
     }
 
     /// True if there are more than we have room for: then it may be one of them.
-    pub(super) fn have(&mut self, port: u16) -> bool {
+    fn have(&mut self, port: u16) -> bool {
         if !self.known {
             self.known = true;
             self.find();
@@ -143,13 +203,14 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let made = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let accepted = listener.accept().unwrap().0;
-        for (stream, told) in [(&made, Accepted::No), (&accepted, Accepted::Yes)] {
+        for (stream, told) in [(&made, Counts::Connected), (&accepted, Counts::PerhapsAccepted)] {
             let Socket::Tcp(info) = calls::look(stream.as_raw_fd()) else { panic!("it is TCP") };
-            assert_eq!(of(stream.as_raw_fd(), &info), told);
-            let (mut old, mut emulated) = (info, info);
-            (old.filled, emulated.segs_in) = (192, 0);
-            assert_eq!(of(stream.as_raw_fd(), &old), Accepted::Unknown);
-            assert_eq!(of(stream.as_raw_fd(), &emulated), Accepted::Unknown);
+            assert_eq!(count(stream.as_raw_fd(), &info), told);
+            let (mut old, mut emulated, mut sent_again) = (info, info, info);
+            (old.filled, emulated.segs_in, sent_again.bytes_sent) = (192, 0, info.bytes_sent + 2);
+            for info in [old, emulated, sent_again] {
+                assert_eq!(count(stream.as_raw_fd(), &info), Counts::Nothing);
+            }
         }
     }
 }

@@ -1,0 +1,104 @@
+//! Whether a connection was made or accepted, where the kernel's counts do not say so.
+
+use crate::kit;
+use crate::net::{Connected, connected, connected_at, is_dead};
+use forksafe::fork::net::Policy;
+use forksafe::testing::{self, clean_process};
+use std::io::{ErrorKind, Read, Write};
+use std::mem;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// Beyond those that the kernel gives to who connects.
+const A_SERVERS_PORT: u16 = 7777;
+
+/// What is written while there is no route is counted when it is tried, and again when it is sent.
+fn miscount(all: &mut [Connected], text: &[u8]) {
+    kit::set_loopback(false);
+    for Connected { made, accepted, .. } in &mut *all {
+        made.write_all(text).unwrap();
+        accepted.write_all(text).unwrap();
+    }
+    kit::set_loopback(true);
+    let mut heard = vec![0; text.len()];
+    for Connected { made, accepted, .. } in all {
+        made.read_exact(&mut heard).unwrap();
+        accepted.read_exact(&mut heard).unwrap();
+    }
+}
+
+fn are_dead(all: &[Connected]) -> Vec<(bool, bool)> {
+    testing::child(|| all.iter().map(|one| (is_dead(&one.made), is_dead(&one.accepted))).collect()).join()
+}
+
+#[test]
+fn what_was_sent_in_vain_and_counted_leaves_other_witnesses() {
+    clean_process(|| {
+        kit::own_network();
+        Policy::tcp().set().unwrap();
+        let at_a_servers_port = Connected { listener: None, ..connected_at(A_SERVERS_PORT) };
+        let mut all = [connected(), at_a_servers_port];
+        miscount(&mut all, b"to and fro");
+        assert_eq!(are_dead(&all), [(true, false); 2]);
+        all.iter_mut().for_each(Connected::assert_works);
+    });
+}
+
+/// Then the counts are as those of an accepted one.
+#[test]
+fn one_byte_that_was_sent_in_vain_makes_nobody_a_server() {
+    clean_process(|| {
+        kit::own_network();
+        Policy::tcp().set().unwrap();
+        let mut all = [connected(), connected(), connected(), connected()];
+        miscount(&mut all, b"x");
+        assert_eq!(are_dead(&all), [(true, false); 4]);
+    });
+}
+
+#[test]
+fn an_answer_on_a_connection_that_is_over_is_not_for_a_child() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        let Connected { listener: _listener, mut made, mut accepted } = connected();
+        made.write_all(b"a question that nobody reads").unwrap();
+        accepted.write_all(b"answer").unwrap();
+        testing::wait_until("it is there", || made.peek(&mut [0; 6]).unwrap() == 6);
+        drop(accepted); // With something unread: that resets it.
+        testing::wait_until("it is over", || made.peer_addr().is_err());
+        testing::child(|| assert_eq!(made.read(&mut [0; 6]).unwrap(), 0)).join();
+        let mut answer = [0; 6];
+        made.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"answer");
+    });
+}
+
+/// Its owner may try again, with the same socket.
+#[test]
+fn a_socket_whose_connect_has_failed_is_dead_in_a_child() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: nobody.local_addr().unwrap().port().to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from(Ipv4Addr::LOCALHOST).to_be() },
+            sin_zero: [0; 8],
+        };
+        drop(nobody);
+        // SAFETY: takes numbers and an address of ours, with its size; the socket is ours.
+        let (socket, error) = unsafe {
+            let socket = OwnedFd::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0));
+            let size = mem::size_of_val(&address) as u32;
+            let result = libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size);
+            assert_eq!(result, -1);
+            (socket, std::io::Error::last_os_error())
+        };
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        let found = testing::child(|| {
+            let found = forksafe::fork::inherited().connections;
+            found.iter().map(|one| one.descriptor).collect::<Vec<_>>()
+        });
+        assert_eq!(found.join(), [socket.as_raw_fd()]);
+    });
+}
