@@ -3,6 +3,7 @@
 use forksafe::testing::{self, Way, WitnessManager};
 use forksafe::{Builder, ManageConnection, Pool};
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -129,21 +130,38 @@ pub(crate) fn hide_proc() {
 pub(crate) fn own_network() {
     // SAFETY: takes a number.
     assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "this test needs root: {}", io::Error::last_os_error());
-    set_loopback(true);
+    ask_loopback(libc::SIOCSIFFLAGS, |request| request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short);
+    set_address(Ipv4Addr::LOCALHOST);
 }
 
-/// In a network of our own: while it is down there is no route, not even to here.
-pub(crate) fn set_loopback(is_up: bool) {
+/// In a network of our own: whether there is a route to 127.0.0.1. Where there is none, nothing that is sent there gets as far as a queue.
+pub(crate) fn set_route_to_here(is_there: bool) {
+    set_address(if is_there { Ipv4Addr::LOCALHOST } else { Ipv4Addr::new(10, 0, 0, 1) });
+}
+
+fn set_address(address: Ipv4Addr) {
+    ask_loopback(libc::SIOCSIFADDR, |request| {
+        let address = libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: 0,
+            sin_addr: libc::in_addr { s_addr: u32::from(address).to_be() },
+            sin_zero: [0; 8],
+        };
+        // SAFETY: both are an address of 16 bytes.
+        request.ifr_ifru.ifru_addr = unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(address) };
+    });
+}
+
+fn ask_loopback(what: libc::Ioctl, fill: impl FnOnce(&mut libc::ifreq)) {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-    // SAFETY: all of it is plain numbers; the kernel reads a name and flags out of it.
+    // SAFETY: all of it is plain numbers; the kernel reads a name and what was filled in out of it.
     unsafe {
         let mut request: libc::ifreq = std::mem::zeroed();
         for (to, from) in request.ifr_name.iter_mut().zip(c"lo".to_bytes()) {
             *to = *from as libc::c_char;
         }
-        request.ifr_ifru.ifru_flags = if is_up { libc::IFF_UP as libc::c_short } else { 0 };
-        let result = libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCSIFFLAGS, &raw const request);
-        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+        fill(&mut request);
+        assert_eq!(libc::ioctl(socket.as_raw_fd(), what, &raw const request), 0, "{}", io::Error::last_os_error());
     }
 }
 

@@ -14,12 +14,12 @@ const A_SERVERS_PORT: u16 = 7777;
 
 /// What is written while there is no route is counted when it is tried, and again when it is sent.
 fn miscount(all: &mut [Connected], text: &[u8]) {
-    kit::set_loopback(false);
+    kit::set_route_to_here(false);
     for Connected { made, accepted, .. } in &mut *all {
         made.write_all(text).unwrap();
         accepted.write_all(text).unwrap();
     }
-    kit::set_loopback(true);
+    kit::set_route_to_here(true);
     let mut heard = vec![0; text.len()];
     for Connected { made, accepted, .. } in all {
         made.read_exact(&mut heard).unwrap();
