@@ -5,7 +5,7 @@ use crate::kit::{self, ask};
 use crate::observe::server;
 use forksafe::fork::net::{Mode, Peer, Place, Policy};
 use forksafe::fork::{self, Descriptors};
-use forksafe::testing::{self, Steps, Witness, WitnessClient, clean_process};
+use forksafe::testing::{self, Steps, Way, Witness, WitnessClient, clean_process};
 use forksafe::{ManageConnection, Pool};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,6 +14,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Barrier;
 use std::thread;
 
 /// A connection that this side has made, and its other end.
@@ -80,6 +81,18 @@ fn raise_limit() -> RawFd {
         }
     }
     limit.rlim_cur as RawFd
+}
+
+/// The soft limit is what is open.
+fn full_table() -> Vec<File> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is ours.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
+        limit.rlim_cur = 64;
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
+    }
+    std::iter::from_fn(|| File::open("/dev/null").ok()).collect()
 }
 
 fn copy_to(file: &impl AsRawFd, at: RawFd) -> OwnedFd {
@@ -312,7 +325,7 @@ fn a_large_table_is_swept_and_so_is_a_number_far_beyond_it() {
 }
 
 #[test]
-fn without_proc_every_number_below_the_limit_is_asked() {
+fn without_proc_every_number_of_the_table_is_asked() {
     clean_process(|| {
         Policy::tcp().set().unwrap();
         let connected = connected();
@@ -322,6 +335,39 @@ fn without_proc_every_number_below_the_limit_is_asked() {
             None => kit::leave(|| assert_eq!(fork::inherited().connections[1].descriptor, far.as_raw_fd())),
             Some(child) => assert_eq!(kit::exit_code(child), 0),
         }
+    });
+}
+
+/// As far as the table may have more numbers than it has now.
+#[test]
+fn what_is_found_in_a_full_table_is_told_in_a_file() {
+    clean_process(|| {
+        let file = std::env::temp_dir().join(format!("forksafe-net-full-{}", std::process::id()));
+        Policy::tcp().report_to(&file).set().unwrap();
+        let connected = connected();
+        let far = copy_to(&connected.made, 900);
+        let all = full_table();
+        match kit::fork() {
+            None => kit::leave(|| {
+                assert!(is_dead(&connected.made));
+                // SAFETY: takes a number.
+                assert_eq!(unsafe { libc::dup(0) }, -1, "the limit is what it was");
+            }),
+            Some(child) => assert_eq!(kit::exit_code(child), 0),
+        }
+        drop(all);
+        let told = fs::read_to_string(&file).unwrap();
+        fs::remove_file(file).unwrap();
+        let numbers = [connected.made.as_raw_fd(), far.as_raw_fd()];
+        let lines: Vec<_> = told.lines().collect();
+        assert!(
+            lines.len() == 2
+                && lines
+                    .iter()
+                    .zip(numbers)
+                    .all(|(line, number)| { line.contains(&format!("as descriptor {number}:")) }),
+            "{told}"
+        );
     });
 }
 
@@ -492,6 +538,40 @@ fn a_child_without_handlers_is_swept_at_its_first_call_but_not_of_what_is_its_ow
             Some(child) => assert_eq!(kit::exit_code(child), 0),
         }
         inherited.assert_works();
+    });
+}
+
+/// As one does that shares its parent's table, and has threads when it first looks.
+#[test]
+fn a_child_that_may_touch_nothing_has_not_inherited_what_its_parent_has() {
+    clean_process(|| {
+        if let Err(why) = Way::SharedFds.available() {
+            return println!("NOT RUN: {why}");
+        }
+        Policy::tcp().set().unwrap();
+        let connected = connected();
+        let child = testing::child(|| {
+            assert_eq!(fork::inherited().total, 1);
+            let own = self::connected();
+            let child = Way::SharedFds.child(|| {
+                let (begun, done) = (Barrier::new(2), Barrier::new(2));
+                thread::scope(|scope| {
+                    scope.spawn(|| {
+                        begun.wait();
+                        done.wait();
+                    });
+                    begun.wait();
+                    let total = fork::inherited().total;
+                    done.wait();
+                    total
+                })
+            });
+            let total = child.join();
+            assert!(!is_dead(&own.made));
+            total
+        });
+        assert_eq!(child.join(), 0);
+        drop(connected);
     });
 }
 

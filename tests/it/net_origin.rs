@@ -8,6 +8,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::mem;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
 /// Beyond those that the kernel gives to who connects.
 const A_SERVERS_PORT: u16 = 7777;
@@ -100,5 +102,67 @@ fn a_socket_whose_connect_has_failed_is_dead_in_a_child() {
             found.iter().map(|one| one.descriptor).collect::<Vec<_>>()
         });
         assert_eq!(found.join(), [socket.as_raw_fd()]);
+    });
+}
+
+/// Whom it is connected to, and no address to connect it from: std has no way to bind a unix stream that connects.
+fn named_unix_client(own: &SocketAddr, server: &SocketAddr) -> UnixStream {
+    let address = |of: &SocketAddr| {
+        // SAFETY: all of it is plain numbers.
+        let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
+        address.sun_family = libc::AF_UNIX as u16;
+        let name = of.as_abstract_name().unwrap();
+        for (to, from) in address.sun_path[1..].iter_mut().zip(name) {
+            *to = *from as libc::c_char;
+        }
+        (address, (mem::offset_of!(libc::sockaddr_un, sun_path) + 1 + name.len()) as u32)
+    };
+    let ((own, own_size), (server, server_size)) = (address(own), address(server));
+    // SAFETY: takes numbers and addresses of ours, with their sizes; the socket is ours.
+    unsafe {
+        let socket = OwnedFd::from_raw_fd(libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0));
+        assert_eq!(libc::bind(socket.as_raw_fd(), (&raw const own).cast(), own_size), 0);
+        assert_eq!(libc::connect(socket.as_raw_fd(), (&raw const server).cast(), server_size), 0);
+        socket.into()
+    }
+}
+
+#[test]
+fn a_client_that_has_a_name_is_no_server_and_its_server_no_client() {
+    clean_process(|| {
+        let name = |what| {
+            SocketAddr::from_abstract_name(format!("forksafe-net-origin-{}-{what}", std::process::id())).unwrap()
+        };
+        Policy::none().unix("@forksafe-net-origin-*").set().unwrap();
+        let listener = UnixListener::bind_addr(&name("server")).unwrap();
+        let client = named_unix_client(&name("client"), &name("server"));
+        let accepted = listener.accept().unwrap().0;
+        let is_alive = |mut stream: &UnixStream| stream.write(b"x").is_ok();
+        let alive = testing::child(|| (is_alive(&client), is_alive(&accepted)));
+        assert_eq!(alive.join(), (false, true));
+    });
+}
+
+/// In a daemon that has closed what it was given.
+#[test]
+fn numbers_below_three_are_left_to_programs_that_are_executed_and_to_nobody_else() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        let connected = connected();
+        let put_at_0 = |flags| {
+            // SAFETY: takes numbers; nobody reads from standard input here.
+            let result = unsafe { libc::dup3(connected.made.as_raw_fd(), 0, flags) };
+            assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+        };
+        let found = || {
+            let found = testing::child(|| {
+                forksafe::fork::inherited().connections.iter().map(|one| one.descriptor).collect::<Vec<_>>()
+            });
+            found.join()
+        };
+        put_at_0(0);
+        assert_eq!(found(), [connected.made.as_raw_fd()]);
+        put_at_0(libc::O_CLOEXEC);
+        assert_eq!(found(), [0, connected.made.as_raw_fd()]);
     });
 }

@@ -57,6 +57,8 @@ pub(super) fn record_pid() -> u32 {
 
 /// Drops every inherited connection without a word on the wire. Safe to repeat.
 pub(super) fn all(birth: Birth, parent: u32) {
+    #[cfg(feature = "net")]
+    super::net::begin(parent);
     let private = birth == Birth::Handler || table_is_private(parent);
     SHARES_TABLE.store(!private, Relaxed);
     if !private {

@@ -39,7 +39,7 @@ pub struct Connection {
 pub enum Peer {
     /// To a TCP server.
     Tcp(SocketAddr),
-    /// A TCP socket that was about to be connected, or being connected.
+    /// A TCP socket that was about to be connected, or being connected, or whose connection is over.
     NotConnected,
     /// To a UDP server.
     Udp(SocketAddr),
@@ -93,7 +93,7 @@ impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "tcp {address}"),
-            Self::NotConnected => f.write_str("tcp, not connected yet"),
+            Self::NotConnected => f.write_str("tcp, not connected"),
             Self::Udp(address) => write!(f, "udp {address}"),
             Self::Unix(path) => write!(f, "unix {}", path.display()),
         }

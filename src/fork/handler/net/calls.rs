@@ -1,6 +1,7 @@
 //! The system calls of the net. As those of [`sys`](crate::fork::handler::sys): plain numbers in, nothing but `errno` touched.
 
 use crate::fork::handler::disown::Birth;
+use std::ffi::CStr;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::RawFd;
 
@@ -91,9 +92,14 @@ pub(super) fn peer_address(fd: RawFd) -> Option<Address> {
     address(fd, libc::getpeername)
 }
 
+/// Without a name it has no more than its family.
+pub(super) fn local_address(fd: RawFd) -> Option<Address> {
+    address(fd, libc::getsockname)
+}
+
 /// 0 if it has none yet.
 pub(super) fn local_port(fd: RawFd) -> Option<u16> {
-    let (address, _) = address(fd, libc::getsockname)?;
+    let (address, _) = local_address(fd)?;
     match libc::c_int::from(address.ss_family) {
         // SAFETY: a storage has room for, and the alignment of, every kind of address, and its family says which it is.
         libc::AF_INET => Some(u16::from_be(unsafe { (*(&raw const address).cast::<libc::sockaddr_in>()).sin_port })),
@@ -162,22 +168,36 @@ pub(super) fn is_same_file(fd: RawFd, pid: u32) -> Option<bool> {
 /// The descriptors of this thread's process, as a folder. `/proc/self` is found sooner, but it is the first thread's, which may have
 /// ended; not so at birth.
 pub(super) fn open_folder(birth: Birth) -> Option<RawFd> {
-    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
     let path = match birth {
         Birth::Handler => c"/proc/self/fd",
         Birth::FirstCall => c"/proc/thread-self/fd",
     };
-    // SAFETY: a C string; takes no other memory. Raw, because glibc's wrapper is a cancellation point.
-    let fd = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags, 0) };
-    RawFd::try_from(fd).ok().filter(|&fd| fd >= 0)
+    open(path, libc::O_RDONLY | libc::O_DIRECTORY)
 }
 
 /// To the end of a file, which is made if it is not there.
-pub(super) fn open_to_append(path: &std::ffi::CStr) -> Option<RawFd> {
-    let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
-    // SAFETY: a C string; takes no other memory.
-    let fd = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags, 0o644) };
-    RawFd::try_from(fd).ok().filter(|&fd| fd >= 0)
+pub(super) fn open_to_append(path: &CStr) -> Option<RawFd> {
+    open(path, libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_NOCTTY | libc::O_NONBLOCK)
+}
+
+/// In a full table, as far beyond it as this process may have numbers.
+fn open(path: &CStr, flags: libc::c_int) -> Option<RawFd> {
+    let open = || {
+        // SAFETY: a C string; takes no other memory. Raw, because glibc's wrapper is a cancellation point.
+        let fd =
+            unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags | libc::O_CLOEXEC, 0o644) };
+        RawFd::try_from(fd).ok().filter(|&fd| fd >= 0)
+    };
+    open().or_else(|| {
+        if errno() != libc::EMFILE {
+            return None;
+        }
+        let limit = descriptor_limit();
+        set_descriptor_limit(libc::rlimit { rlim_cur: limit.rlim_max, ..limit });
+        let opened = open();
+        set_descriptor_limit(limit);
+        opened
+    })
 }
 
 /// One write. An error is of no interest.
@@ -232,12 +252,86 @@ fn number(name: &[u8]) -> Option<RawFd> {
     None
 }
 
-/// The number below which all descriptors lie, if the limit has never been lowered.
-pub(super) fn limit() -> RawFd {
+/// No number from this on is asked for.
+const MOST: RawFd = 1 << 20;
+
+/// The number below which all descriptors lie. A child's table is no larger than its highest descriptor asks for, and its size is found by
+/// asking: `pselect` passes over what is beyond the table, and says of a closed number within it that it is wrong. Where it does not say
+/// so there is the limit, if that has never been lowered.
+pub(super) fn end_of_table() -> RawFd {
+    let limit = RawFd::try_from(descriptor_limit().rlim_max).unwrap_or(MOST).min(MOST);
+    let Some(bits) = Bits::new() else { return limit };
+    let mut size = 64;
+    while size < limit {
+        match bits.select(size) {
+            Selected::Beyond => return size,
+            Selected::Closed => size *= 2,
+            Selected::Unknown if is_open(size) => size *= 2,
+            Selected::Unknown => return limit,
+        }
+    }
+    limit
+}
+
+enum Selected {
+    Beyond,
+    Closed,
+    Unknown,
+}
+
+/// A bit for each number.
+struct Bits(*mut u64);
+
+impl Bits {
+    const SIZE: usize = MOST as usize / 8;
+
+    fn new() -> Option<Self> {
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: new memory, which nobody else has.
+        let memory = unsafe { libc::mmap(std::ptr::null_mut(), Self::SIZE, access, kind, -1, 0) };
+        (memory != libc::MAP_FAILED).then_some(Self(memory.cast()))
+    }
+
+    /// Of a number below [`MOST`]. A file that is there would be polled, which is not innocent: so that is looked at before.
+    fn select(&self, fd: RawFd) -> Selected {
+        if is_open(fd) {
+            return Selected::Unknown;
+        }
+        let no_time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let none = std::ptr::null::<u64>();
+        // SAFETY: `fd` is less than `MOST`, so its word is one of ours; and the kernel reads and writes no more bits than those up to it.
+        unsafe {
+            let word = self.0.add(fd as usize / 64);
+            *word = 1 << (fd % 64);
+            let result = libc::syscall(libc::SYS_pselect6, fd + 1, self.0, none, none, &raw const no_time, none);
+            let error = errno();
+            *word = 0;
+            match result {
+                0.. => Selected::Beyond,
+                _ if error == libc::EBADF => Selected::Closed,
+                _ => Selected::Unknown,
+            }
+        }
+    }
+}
+
+impl Drop for Bits {
+    fn drop(&mut self) {
+        // SAFETY: it is ours, and of this size.
+        unsafe { libc::munmap(self.0.cast(), Self::SIZE) };
+    }
+}
+
+fn descriptor_limit() -> libc::rlimit {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is ours.
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    RawFd::try_from(limit.rlim_max).unwrap_or(RawFd::MAX)
+    limit
+}
+
+fn set_descriptor_limit(limit: libc::rlimit) {
+    // SAFETY: `limit` is ours.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
 }
 
 /// At once.
@@ -259,3 +353,26 @@ const _: () = {
     assert!(mem::offset_of!(TcpInfo, notsent_bytes) == 144);
     assert!(mem::offset_of!(TcpInfo, bytes_sent) == 200);
 };
+
+#[cfg(all(test, feature = "testing", not(forksafe_loom)))]
+mod tests {
+    use super::*;
+    use crate::testing::{child, clean_process};
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn the_table_of_a_child_ends_not_far_beyond_its_highest_number() {
+        clean_process(|| {
+            let file = File::open("/dev/null").unwrap();
+            for highest in [63, 64, 127, 128, 300, 511, 512] {
+                // SAFETY: takes numbers.
+                assert_eq!(unsafe { libc::dup3(file.as_raw_fd(), highest, libc::O_CLOEXEC) }, highest);
+                let end = child(end_of_table).join();
+                assert!(highest < end && end <= (highest + 1).max(128) * 2, "{end} is no end of {highest}");
+                // SAFETY: takes a number, of ours.
+                unsafe { libc::close(highest) };
+            }
+        });
+    }
+}

@@ -7,8 +7,9 @@
 //! All of it runs in the child handler: atomics, system calls, and text that is written into memory of the stack. No lock, no
 //! allocation, no panic, no thread-local.
 //!
-//! The files, bottom first: [`calls`] is the system calls, [`numbers`] finds the open descriptors, [`origin`] tells who made a
-//! connection, [`peer`] where it leads, [`rules`] what is wanted, [`found`] is the table of what was found, [`tell`] says it.
+//! The files, bottom first: [`calls`] is the system calls, [`numbers`] finds the open descriptors, [`peer`] says where a
+//! connection leads, [`origin`] who made it, as far as the kernel has counted, [`witnesses`] where it has not, [`rules`] what is wanted,
+//! [`found`] is the table of what was found, [`tell`] says it.
 
 mod calls;
 pub(in crate::fork) mod found;
@@ -17,6 +18,7 @@ mod origin;
 pub(in crate::fork) mod peer;
 pub(in crate::fork) mod rules;
 mod tell;
+mod witnesses;
 
 use super::dead::Dead;
 use super::disown::Birth;
@@ -25,12 +27,13 @@ use super::sys::{self, Identity};
 use super::table::{self, FREE, HANDED_ON, WITHDRAWN};
 use calls::Socket;
 use found::Found;
-pub(in crate::fork) use origin::learn_given_ports;
-use origin::{Counts, Witnesses};
+use origin::Counts;
 use peer::Peer;
 use rules::{Mode, Rules};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering::*};
+use witnesses::Witnesses;
+pub(in crate::fork) use witnesses::learn_given_ports;
 
 /// How a process ends that inherited what it is [denied](Mode::Deny).
 pub(in crate::fork) const DENIED: i32 = 86;
@@ -43,16 +46,22 @@ pub(in crate::fork) fn expect_kept() {
     ANY_KEPT.store(true, SeqCst);
 }
 
-/// Disowns what the rules name; or says that it is there, or ends the process. `parent` is the process that was last known in this
-/// line. Only in a table of this process's own.
+/// A new process has found nothing yet. `parent` is the one that was last known in this line: itself, when it takes stock once more.
+pub(super) fn begin(parent: u32) {
+    if parent != sys::pid() {
+        found::forget(parent);
+    }
+}
+
+/// Disowns what the rules name; or says that it is there, or ends the process. Only in a table of this process's own.
 pub(super) fn sweep(birth: Birth, parent: u32, dead: &mut Dead) {
-    found::forget(parent);
     let Some(rules) = rules::get() else { return };
     let parents = Parents::of(birth, parent);
     let mut witnesses = Witnesses::new(birth);
     numbers::each_open(birth, |fd| {
         let socket = calls::look(fd);
         if let Some(peer) = unwanted(fd, &socket, rules, &mut witnesses)
+            && !is_for_a_program(fd)
             && !is_somebodys(fd)
             && parents.may_have(fd)
         {
@@ -79,6 +88,7 @@ fn unwanted(fd: RawFd, socket: &Socket, rules: &Rules, witnesses: &mut Witnesses
         Socket::Other if !rules.udp && rules.unix.is_empty() => return None,
         Socket::Other | Socket::Unknown => match Peer::other(fd)? {
             peer @ Peer::Tcp(_) => (Counts::Nothing, peer),
+            Peer::Unix(_) if witnesses.say_accepted_unix(fd) => return None,
             peer => (Counts::Connected, peer),
         },
         Socket::Tcp(_) | Socket::None | Socket::Closed => return None,
@@ -87,6 +97,12 @@ fn unwanted(fd: RawFd, socket: &Socket, rules: &Rules, witnesses: &mut Witnesses
         return None;
     }
     (rules.want(&peer) && !rules.keep(fd, &peer)).then_some(peer)
+}
+
+/// Descriptors 0 to 2, if they are to go on into a program that is executed: then somebody has put them there. In a daemon that has closed
+/// its own, they are as good as any other number.
+fn is_for_a_program(fd: RawFd) -> bool {
+    fd <= libc::STDERR_FILENO && !calls::closes_on_exec(fd)
 }
 
 /// Kept by its descriptor, or registered in this very process: another library's handler may have asked before ours, and then

@@ -2,36 +2,30 @@
 //!
 //! To ask a number costs 0.06 µs, whether it is open or not; to ask `/proc` for the next one that is open 0.45 µs. So numbers are
 //! asked one after the other, and after a stretch of closed ones the folder is asked for the next: the one beyond 100,000 is found
-//! as quickly as the one beyond 100, and the end is known.
+//! as quickly as the one beyond 100, and the end is known. Without `/proc` all are asked up to the end of the table.
 
 use super::calls::{self, Next};
 use crate::fork::handler::disown::Birth;
 use crate::fork::handler::sys;
 use std::os::fd::RawFd;
 
-/// 0 to 2 are what a child is given on purpose.
-const FIRST: RawFd = 3;
-
 /// So many closed ones in a row, before the folder is asked: they cost twice as much as that.
 const STRETCH: u32 = 16;
 
-/// Without `/proc` all numbers below the limit are asked, but no more than these: a tenth of a second.
-const MOST: RawFd = 1 << 20;
-
-/// Shows each number from 3 on that may be open, in order. `look` says whether it is.
+/// Shows each number that may be open, in order. `look` says whether it is.
 pub(super) fn each_open(birth: Birth, mut look: impl FnMut(RawFd) -> bool) {
     let is_told = calls::tells_closed();
     let mut folder = Folder::Unopened;
     let mut end = RawFd::MAX;
     let mut closed = 0;
-    let mut fd = FIRST;
+    let mut fd = 0;
     while fd < end {
         if closed == STRETCH && end == RawFd::MAX {
             closed = 0;
             match folder.next(fd, birth) {
                 Next::Is(next) => fd = next,
                 Next::None => break,
-                Next::Unknown => end = calls::limit().min(MOST),
+                Next::Unknown => end = calls::end_of_table(),
             }
             continue;
         }

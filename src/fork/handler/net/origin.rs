@@ -14,23 +14,12 @@
 //! The end of the stream counts as a byte everywhere but in `bytes_sent`.
 //!
 //! A 1 is certain. But what this machine could not even queue (a full qdisc, a lost route) is counted in `bytes_sent` once more when
-//! it is sent again, so a 0 may be a 1 less one byte, and what is below says nothing; nor do kernels before 4.19 and emulators. Then
-//! there are other witnesses, each of whom can be mistaken:
-//!
-//! - a listening socket of the same port in this process: that has accepted it;
-//! - a local port that the kernel does not give to those who connect;
-//! - `SO_REUSEADDR`, which servers set, and whom they accept has it from them.
-//!
-//! Who was mistaken for accepted is shared, and nobody notices; who was mistaken for made here is dead, and somebody does. So after a
-//! 0 one witness is enough, and where there are no counts it takes the first or both of the others.
+//! it is sent again, so a 0 may be a 1 less one byte, and what is below says nothing; nor do kernels before 4.19 and emulators. For
+//! that there are [`witnesses`](super::witnesses).
 
 use super::calls::{self, Socket, TcpInfo};
-use super::numbers;
-use crate::fork::handler::disown::Birth;
 use std::mem;
-use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// What the kernel's counts say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,88 +96,6 @@ fn by_counts(info: &TcpInfo, under_way: u64) -> Counts {
         0 => Counts::PerhapsAccepted,
         1 => Counts::Connected,
         _ => Counts::Nothing,
-    }
-}
-
-/// Those who can be asked beside the kernel's counts.
-pub(super) struct Witnesses {
-    listeners: Listeners,
-    given: RangeInclusive<u16>,
-}
-
-impl Witnesses {
-    pub(super) fn new(birth: Birth) -> Self {
-        Self { listeners: Listeners::new(birth), given: given_ports() }
-    }
-
-    /// Whether the connection counts as accepted.
-    pub(super) fn say_accepted(&mut self, fd: RawFd, counts: Counts) -> bool {
-        let Some(port) = calls::local_port(fd) else { return true };
-        let is_a_servers = !self.given.contains(&port);
-        match counts {
-            Counts::Accepted => true,
-            Counts::Connected => false,
-            Counts::PerhapsAccepted => is_a_servers || calls::reuses_address(fd) || self.listeners.have(port),
-            Counts::Nothing => is_a_servers && calls::reuses_address(fd) || self.listeners.have(port),
-        }
-    }
-}
-
-/// The ports that the kernel gives to those who connect: the first and the last, as far as it is known.
-static GIVEN: AtomicU32 = AtomicU32::new((32768 << 16) | 60999);
-
-fn given_ports() -> RangeInclusive<u16> {
-    let [a, b, c, d] = GIVEN.load(Relaxed).to_be_bytes();
-    u16::from_be_bytes([a, b])..=u16::from_be_bytes([c, d])
-}
-
-/// Not in a handler. Asks the kernel which ports it gives to those who connect.
-pub(in crate::fork) fn learn_given_ports() {
-    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut ports = text.split_whitespace().map_while(|port| port.parse::<u16>().ok());
-    if let (Some(first), Some(last)) = (ports.next(), ports.next()) {
-        GIVEN.store(u32::from(first) << 16 | u32::from(last), Relaxed);
-    }
-}
-
-/// The ports on which this process listens, looked for when they are first asked for.
-struct Listeners {
-    birth: Birth,
-    known: bool,
-    /// As many as a process has, as a rule.
-    ports: [u16; 64],
-    count: usize,
-}
-
-impl Listeners {
-    fn new(birth: Birth) -> Self {
-        Self { birth, known: false, ports: [0; 64], count: 0 }
-    }
-
-    /// True if there are more than we have room for: then it may be one of them.
-    fn have(&mut self, port: u16) -> bool {
-        if !self.known {
-            self.known = true;
-            self.find();
-        }
-        self.count > self.ports.len() || self.ports.iter().take(self.count).any(|&one| one == port)
-    }
-
-    fn find(&mut self) {
-        numbers::each_open(self.birth, |fd| {
-            let socket = calls::look(fd);
-            if matches!(socket, Socket::Tcp(_) | Socket::Unknown)
-                && calls::is_listening(fd)
-                && let Some(port) = calls::local_port(fd)
-                && !self.ports.iter().take(self.count).any(|&one| one == port)
-            {
-                if let Some(place) = self.ports.get_mut(self.count) {
-                    *place = port;
-                }
-                self.count = (self.count + 1).min(self.ports.len() + 1);
-            }
-            !matches!(socket, Socket::Closed)
-        });
     }
 }
 

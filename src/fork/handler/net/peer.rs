@@ -8,7 +8,7 @@ use std::os::fd::RawFd;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::fork) enum Peer {
     Tcp(SocketAddr),
-    /// A TCP socket of which another thread of the parent is making a connection.
+    /// A TCP socket of which another thread of the parent is making a connection, or whose connection is over.
     NotConnected,
     Udp(SocketAddr),
     Unix(Path),
@@ -75,7 +75,8 @@ fn ip((address, _): &Address) -> Option<SocketAddr> {
     }
 }
 
-fn unix((address, size): &Address) -> Option<Path> {
+/// The name of a unix socket, if it has one.
+pub(super) fn unix((address, size): &Address) -> Option<Path> {
     const NAME: usize = mem::offset_of!(libc::sockaddr_un, sun_path);
     let length = size.checked_sub(NAME)?.min(Path::ROOM);
     // SAFETY: a storage is larger than that, and all of it was zeroed before the kernel wrote into it.

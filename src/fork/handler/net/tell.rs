@@ -51,7 +51,7 @@ fn lines(to: std::os::fd::RawFd, mode: Mode, parent: u32) {
 fn name(line: &mut Line, peer: &Peer) -> fmt::Result {
     match peer {
         Peer::Tcp(address) => write!(line, "tcp {address}"),
-        Peer::NotConnected => line.write_str("tcp, not connected yet,"),
+        Peer::NotConnected => line.write_str("tcp, not connected,"),
         Peer::Udp(address) => write!(line, "udp {address}"),
         Peer::Unix(path) => {
             line.write_str("unix ")?;
