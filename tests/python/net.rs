@@ -12,7 +12,7 @@ pub(crate) enum Net {
     On,
 }
 
-/// The module's name for Python, in a folder where nothing else is.
+/// The modules under their names for Python, in a folder where nothing else is. Both are in one library.
 static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
     let folder = tempfile::tempdir().expect("a folder");
     // Beside this program.
@@ -20,7 +20,10 @@ static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
     let built = this.parent().map(|folder| folder.join("libsurvivor.so")).filter(|file| file.is_file());
     let built =
         built.unwrap_or_else(|| panic!("cargo builds libsurvivor.so with {}, and it is not there", this.display()));
-    std::os::unix::fs::symlink(built, folder.path().join("survivor.abi3.so")).expect("a folder of ours");
+    for module in ["survivor", "quotes"] {
+        let name = folder.path().join(format!("{module}.abi3.so"));
+        std::os::unix::fs::symlink(&built, name).expect("a folder of ours");
+    }
     folder
 });
 

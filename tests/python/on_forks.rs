@@ -5,6 +5,7 @@ use crate::net::{self, Net};
 use crate::own::{SURVIVING, assert_everybody_has_his_own};
 use crate::servers::Servers;
 use crate::tally::{Seen, Tally};
+use crate::website;
 use forksafe::testing::{clean_process, patience};
 
 const CHILDREN: usize = 4;
@@ -14,7 +15,7 @@ fn run(net: Net, how: &str, clients: &[&'static str], later: &str) -> (Host, See
     let servers = Servers::start();
     let at_most = if net == Net::On { patience() } else { HANG };
     let mut host = Host::with_clients(net, debian("python3"), &servers, clients, |command| {
-        command.env("PYTHONPATH", net::python_path()).env("LATER", later);
+        command.env("PYTHONPATH", net::python_path()).env("WEB", website::start()).env("LATER", later);
         command.args(["-m", "forks", how, &CHILDREN.to_string(), &at_most.as_secs().to_string()]);
     });
     let ended = host.wait(2 * patience());
@@ -57,8 +58,11 @@ fn hangs(client: &'static str) {
     let (host, seen) = run(Net::Off, "fork", &[client], "");
     seen.assert_broken("Python's fork", &[]);
     let log = host.log();
-    let hung = log.lines().filter(|line| line.starts_with("any ") && line.ends_with(" hung")).count();
-    assert_eq!((hung, log.lines().count()), (CHILDREN, CHILDREN), "each child hangs and says nothing:\n{log}");
+    assert_eq!((hung(&log), log.lines().count()), (CHILDREN, CHILDREN), "each child hangs and says nothing:\n{log}");
+}
+
+fn hung(log: &str) -> usize {
+    log.lines().filter(|line| line.starts_with("any ") && line.ends_with(" hung")).count()
 }
 
 #[test]
@@ -66,9 +70,14 @@ fn a_plain_runtime_hangs_in_a_child() {
     clean_process(|| hangs("plain_tokio"));
 }
 
+/// On the parent's connection: what the server says may be read by another child, or by the parent.
 #[test]
-fn a_plain_sqlx_pool_hangs_in_a_child() {
-    clean_process(|| hangs("plain_sqlx"));
+fn a_plain_sqlx_pool_hangs_in_children_and_garbles_answers() {
+    clean_process(|| {
+        let (host, seen) = run(Net::Off, "fork", &["plain_sqlx"], "");
+        seen.assert_broken("Python's fork", &[]);
+        assert!(hung(&host.log()) > 0, "{}", host.log());
+    });
 }
 
 #[test]
@@ -79,6 +88,12 @@ fn a_plain_connection_of_redis_hangs_in_a_child() {
 #[test]
 fn the_threads_of_rayon_itself_hang_in_a_child() {
     clean_process(|| hangs("plain_rayon"));
+}
+
+/// Its users see no runtime: it has one, on a thread of its own.
+#[test]
+fn a_plain_blocking_client_of_reqwest_hangs_in_a_child() {
+    clean_process(|| hangs("plain_reqwest"));
 }
 
 /// The same runtime, first used before the fork and after it.

@@ -6,6 +6,7 @@ use crate::own::{SURVIVING, assert_everybody_has_his_own};
 use crate::servers::Servers;
 use crate::tally::Seen;
 use crate::web;
+use crate::website;
 use forksafe::testing::clean_process;
 
 const WORKERS: usize = 3;
@@ -14,13 +15,12 @@ fn run(net: Net, clients: &[&'static str]) -> (Host, Seen) {
     let servers = Servers::start();
     let port = free_port();
     let mut host = Host::with_clients(net, debian("gunicorn"), &servers, clients, |command| {
-        command.env("PYTHONPATH", net::python_path()).arg("--config").arg(net::gunicorn_settings()).args([
-            "--workers",
-            &WORKERS.to_string(),
-            "--bind",
-            &format!("127.0.0.1:{port}"),
-            "web:app",
-        ]);
+        command
+            .env("PYTHONPATH", net::python_path())
+            .env("WEB", website::start())
+            .arg("--config")
+            .arg(net::gunicorn_settings())
+            .args(["--workers", &WORKERS.to_string(), "--bind", &format!("127.0.0.1:{port}"), "web:app"]);
     });
     host.wait_until_it_listens(port);
     let tallies = clients.iter().map(|client| (*client, web::ask(net, port, client, WORKERS))).collect();

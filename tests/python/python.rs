@@ -4,6 +4,7 @@
 //! own, with servers of its own.
 
 // What starts the hosts, asks them and judges them is the hosts' tests', which use all of it.
+mod guide;
 #[allow(dead_code)]
 #[path = "../hosts/host.rs"]
 mod host;
@@ -18,3 +19,4 @@ mod servers;
 mod tally;
 #[path = "../hosts/web.rs"]
 mod web;
+mod website;

@@ -19,6 +19,8 @@ pub(crate) trait Clients: Sync {
     fn runtime(&self) -> Result<&Runtime, Error>;
     fn postgres(&self) -> Result<&PgPool, Error>;
     fn redis(&self) -> Result<MultiplexedConnection, Error>;
+    /// It has a runtime of its own, on a thread.
+    fn web(&self) -> Result<&reqwest::blocking::Client, Error>;
     /// `None` is rayon's own, which there is one of in a process.
     fn threads(&self) -> Result<Option<&ThreadPool>, Error>;
 
@@ -45,6 +47,10 @@ pub(crate) trait Clients: Sync {
             "rayon" => {
                 let brings = || word.par_chars().collect();
                 Ok(self.threads()?.map_or_else(brings, |threads| threads.install(brings)))
+            }
+            "reqwest" => {
+                let url = format!("{}{word}", env::var("WEB")?);
+                Ok(self.web()?.get(url).send()?.error_for_status()?.text()?)
             }
             _ => Err(format!("there is no client {client}").into()),
         }
@@ -82,6 +88,10 @@ pub(crate) fn make_redis(runtime: &Runtime) -> Result<MultiplexedConnection, Err
         AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE)).set_response_timeout(Some(PATIENCE));
     let client = redis::Client::open(env::var("REDIS")?)?;
     Ok(runtime.block_on(client.get_multiplexed_async_connection_with_config(&patient))?)
+}
+
+pub(crate) fn make_web() -> Result<reqwest::blocking::Client, Error> {
+    Ok(reqwest::blocking::Client::builder().timeout(PATIENCE).build()?)
 }
 
 pub(crate) fn make_threads() -> Result<ThreadPool, Error> {

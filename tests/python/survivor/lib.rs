@@ -1,9 +1,12 @@
-//! A module of Python's that is made as [`forksafe::asynchronous`] says, with the clients that async libraries are made of. And
-//! the same as it is made without that, which is the control.
+//! A module of Python's that is made as [`forksafe::asynchronous`] says, with more clients than the one that is shown there. And
+//! the same as they are kept without that, which is the control.
 //!
 //! `ask(client, word)` has the client bring a word back, `session(client)` says which session it has at its server.
 
 mod clients;
+/// The module that the documentation shows.
+#[path = "../../guide/python_module.rs"]
+mod guide;
 mod plain;
 mod surviving;
 

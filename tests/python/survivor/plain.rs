@@ -11,6 +11,7 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| clients::make_runtime().exp
 static POSTGRES: LazyLock<PgPool> = LazyLock::new(|| clients::make_postgres(&RUNTIME).expect("POSTGRES is a url"));
 static REDIS: LazyLock<MultiplexedConnection> =
     LazyLock::new(|| clients::make_redis(&RUNTIME).expect("there is a Redis"));
+static WEB: LazyLock<reqwest::blocking::Client> = LazyLock::new(|| clients::make_web().expect("a thread"));
 
 pub(crate) struct Plain;
 
@@ -25,6 +26,10 @@ impl Clients for Plain {
 
     fn redis(&self) -> Result<MultiplexedConnection, Error> {
         Ok(REDIS.clone())
+    }
+
+    fn web(&self) -> Result<&reqwest::blocking::Client, Error> {
+        Ok(&WEB)
     }
 
     fn threads(&self) -> Result<Option<&ThreadPool>, Error> {

@@ -13,6 +13,7 @@ static RUNTIME: Own<Runtime> = PerProcess::new(clients::make_runtime);
 /// Each is made in the runtime of the same process, and abandoned with it.
 static POSTGRES: Own<PgPool> = PerProcess::new(|| clients::make_postgres(PerProcess::try_get(&RUNTIME)?));
 static REDIS: Own<MultiplexedConnection> = PerProcess::new(|| clients::make_redis(PerProcess::try_get(&RUNTIME)?));
+static WEB: Own<reqwest::blocking::Client> = PerProcess::new(clients::make_web);
 static THREADS: Own<ThreadPool> = PerProcess::new(clients::make_threads);
 
 pub(crate) struct Surviving;
@@ -28,6 +29,10 @@ impl Clients for Surviving {
 
     fn redis(&self) -> Result<MultiplexedConnection, Error> {
         PerProcess::try_get(&REDIS).cloned()
+    }
+
+    fn web(&self) -> Result<&reqwest::blocking::Client, Error> {
+        PerProcess::try_get(&WEB)
     }
 
     fn threads(&self) -> Result<Option<&ThreadPool>, Error> {
@@ -50,6 +55,10 @@ impl Clients for Refusing {
     }
 
     fn redis(&self) -> Result<MultiplexedConnection, Error> {
+        Err("it has none".into())
+    }
+
+    fn web(&self) -> Result<&reqwest::blocking::Client, Error> {
         Err("it has none".into())
     }
 
