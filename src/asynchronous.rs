@@ -18,15 +18,15 @@
 //! | made and used before the fork | in a worker | instead |
 //! | --- | --- | --- |
 //! | `tokio::runtime::Runtime` of several threads | what is spawned never runs; timers and sockets never wake anybody, timeouts included: a hang | [`PerProcess`](crate::fork::PerProcess) |
-//! | the same of one thread (`current_thread`) | it runs, on its parent's epoll, and takes the parent's events | [`PerProcess`](crate::fork::PerProcess) |
+//! | the same of one thread (`current_thread`) | it runs, on its parent's epoll: an event may wake it in the parent's place, which waits on; a drop takes the parent's sockets off it | [`PerProcess`](crate::fork::PerProcess) |
 //! | `sqlx::PgPool` | a hang, or the answer to another's question; the parent gets a worker's, too | [`PerProcess`](crate::fork::PerProcess), made in the runtime of the same process; and the [net](#the-sockets) |
 //! | `redis::aio::MultiplexedConnection` | a hang: the task that writes its commands is not there, nor the clock of its timeout | as for `sqlx` |
 //! | `reqwest::blocking::Client` | a hang: it has a runtime of its own, on a thread | [`PerProcess`](crate::fork::PerProcess) |
 //! | rayon itself (`par_iter`, `join`, `spawn`) | a hang, and its threads cannot be made again in this process | a `rayon::ThreadPool` in a [`PerProcess`](crate::fork::PerProcess), and [`install`](#rayon) |
 //! | `mongodb::sync::Client` | a hang: the crate has its runtime in a static, and a new client does not help | its async `Client`, in a runtime of one's own; or [refuse](#a-clear-error-instead-of-a-hang) |
 //!
-//! All but the second and the last are tests of this crate's (`tests/python`), under gunicorn, `multiprocessing` and `os.fork`; the last was seen by
-//! hand, with 3.9.1.
+//! All but the second and the last are tests of this crate's (`tests/python`), under gunicorn, `multiprocessing` and `os.fork`. Those two were seen by
+//! hand, with tokio 1.54.1 and mongodb 3.9.1.
 //!
 //! What a library hides in a static of its own cannot be replaced from outside. Look for it: `LazyLock`, `OnceLock`, `lazy_static` around a `Runtime`
 //! or a `Handle`.
