@@ -206,7 +206,7 @@ fn a_child_that_was_forked_by_the_initialiser_is_refused() {
 #[test]
 fn a_first_use_that_races_with_forks_is_the_childs_or_refused() {
     clean_process(|| {
-        const FORKS: usize = 300;
+        const FORKS: usize = 200;
         type Value = PerProcess<u32, fn() -> u32>;
         let newest = Mutex::new(Arc::new(Value::new(id)));
         let (stop, here) = (AtomicBool::new(false), id());
@@ -224,7 +224,7 @@ fn a_first_use_that_races_with_forks_is_the_childs_or_refused() {
             for n in 0..FORKS {
                 let value = Arc::new(Value::new(id));
                 *newest.lock().unwrap() = Arc::clone(&value);
-                (0..n % 50).for_each(|_| thread::yield_now());
+                (0..n % 8).for_each(|_| thread::yield_now());
                 let is_there = PerProcess::existing(&value).is_some();
                 was_there += usize::from(is_there);
                 let child = testing::child(|| match PerProcess::get_unless_inherited(&value) {
