@@ -25,8 +25,8 @@
 //! | rayon itself (`par_iter`, `join`, `spawn`) | a hang, and its threads cannot be made again in this process | a `rayon::ThreadPool` in a [`PerProcess`](crate::fork::PerProcess), and [`install`](#rayon) |
 //! | `mongodb::sync::Client` | a hang: the crate has its runtime in a static, and a new client does not help | its async `Client`, in a runtime of one's own; or [refuse](#a-clear-error-instead-of-a-hang) |
 //!
-//! All but the second and the last are tests of this crate's (`tests/python`), under gunicorn, `multiprocessing` and `os.fork`. Those two were seen by
-//! hand, with tokio 1.54.1 and mongodb 3.9.1.
+//! Tests of this crate's show that they go wrong, and that what stands beside them is right under gunicorn, `multiprocessing` and `os.fork`
+//! (`tests/python`). The second and the last were seen by hand, with tokio 1.54.1 and mongodb 3.9.1.
 //!
 //! What a library hides in a static of its own cannot be replaced from outside. Look for it: `LazyLock`, `OnceLock`, `lazy_static` around a `Runtime`
 //! or a `Handle`.
@@ -118,12 +118,7 @@
 //! Its own threads are made once in a process, and a worker inherits that they have been. So they must not be used before the fork; or not at
 //! all:
 //!
-//! ```ignore
-//! static THREADS: PerProcess<rayon::ThreadPool> =
-//!     PerProcess::new(|| rayon::ThreadPoolBuilder::new().build().expect("threads"));
-//!
-//! let sum: u64 = THREADS.install(|| numbers.par_iter().sum()); // `par_iter` uses the pool that it is inside of
-//! ```
+#![doc = concat!("```ignore\n", include_str!("../tests/guide/own_threads.rs"), "```")]
 //!
 //! # A clear error instead of a hang
 //!

@@ -4,9 +4,11 @@
 //! `ask(client, word)` has the client bring a word back, `session(client)` says which session it has at its server.
 
 mod clients;
-/// The module that the documentation shows.
+// What the documentation shows.
 #[path = "../../guide/python_module.rs"]
-mod guide;
+mod module_of_the_guide;
+#[path = "../../guide/own_threads.rs"]
+mod own_threads;
 mod plain;
 mod surviving;
 
@@ -26,6 +28,7 @@ fn survivor(module: &Bound<'_, PyModule>) -> PyResult<()> {
         Ok(Some(Err(error))) | Err(error) => return Err(PyValueError::new_err(error.to_string())),
     }
     module.add_function(wrap_pyfunction!(ask, module)?)?;
+    module.add_function(wrap_pyfunction!(total, module)?)?;
     module.add_function(wrap_pyfunction!(session, module)?)
 }
 
@@ -41,6 +44,12 @@ fn ask(python: Python<'_>, client: &str, word: &str) -> PyResult<String> {
 fn session(python: Python<'_>, client: &str) -> PyResult<Option<String>> {
     let (clients, client) = named(client);
     python.detach(|| clients.session(client)).map_err(raised)
+}
+
+/// By the threads that the documentation shows.
+#[pyfunction]
+fn total(python: Python<'_>, numbers: Vec<u64>) -> u64 {
+    python.detach(|| own_threads::total(&numbers))
 }
 
 /// `plain_sqlx` is the `sqlx` of those that are plain.
