@@ -47,7 +47,8 @@
 //! | [`CustomizeConnection`], [`event`], [`Statistics`], [`Extensions`] | what is done about connections, and told of them |
 //! | [`ManageConnection`], [`Attempt`], [`Deadline`] | what a driver implements; one line makes an `AsFd` client safe. [`wrap`] says how |
 //! | [`cookbook`] | recipes: a prefork server, a job runner, an extension, a static pool, passwords that change |
-//! | [`fork`] | without the pool: [`fork::PerProcess`] for anything that a child must make anew, [`fork::Guarded`] and [`fork::Registration`] for clients of your own, [`fork::on_child`] |
+//! | [`asynchronous`] | runtimes and async clients in programs that fork, an extension module for Python |
+//! | [`fork`] | without the pool: [`fork::PerProcess`] for anything that a child must make anew, [`fork::MadeHere`] for what it must not use, [`fork::Guarded`] and [`fork::Registration`] for clients of your own, [`fork::on_child`] |
 //! | feature `net` | `fork::net`: a child disowns the connections that nobody has registered, too |
 //! | feature `redis` | `impl ManageConnection for redis::Client`, and `redis::RedisManager` with options |
 //! | feature `postgres` | `postgres::PostgresManager`, for `postgres::Client`s |
@@ -70,6 +71,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("forksafe supports Linux so far; the README's section on other Unixes says what is missing");
 
+pub mod asynchronous;
 #[cfg(feature = "cluster")]
 pub mod cluster;
 pub mod cookbook;

@@ -5,11 +5,15 @@
 //! a child swaps in a fresh one, with fresh locks, by one compare-and-swap, and abandons the old. What if a thread of
 //! the parent was in the middle of something in the old node? Then nobody will ever know.
 //!
-//! Memory ordering: a node is published with Release by the swap and read with Acquire, so its generation and its empty
-//! cell are there for whoever finds it; the value is published by the cell.
+//! That it had begun is known, for a node is made only by who begins: it names the process of this line that began first.
+//! That was written before the node was published, like the generation, and goes from an ancestor's node to the fresh one.
+//!
+//! Memory ordering: a node is published with Release by the swap and read with Acquire, so its generation, who began first
+//! and its empty cell are there for whoever finds it; the value is published by the cell.
 
+use super::made_here::NotMadeHere;
 use super::turnstile::{Entered, Turnstile};
-use super::{Generation, generation};
+use super::{Generation, Origin, generation};
 use crate::Deadline;
 use crate::sync::{Head, OnceLock};
 use std::marker::PhantomData;
@@ -25,6 +29,8 @@ pub(super) struct Cell<T> {
 /// The value of one process. Only that process's threads ever touch it.
 struct Node<T> {
     generation: Generation,
+    /// The process of this line that began first to make a value: this one or an ancestor.
+    first: Origin,
     value: OnceLock<T>,
     turnstile: Turnstile,
     /// The abandoned node of an ancestor: kept reachable, never followed.
@@ -50,15 +56,17 @@ impl<T> Cell<T> {
         loop {
             let now = generation();
             let newest = self.newest.load();
-            // SAFETY: as in `existing_in`. Of an inherited node only the generation is read, which was written before
-            // the node was published and never since.
-            if let Some(node) = unsafe { newest.as_ref() }
+            // SAFETY: as in `existing_in`. Of an inherited node only the generation and who began first are read, which were
+            // written before the node was published and never since.
+            let node = unsafe { newest.as_ref() };
+            if let Some(node) = node
                 && node.generation == now
             {
                 return node;
             }
             let fresh = Box::into_raw(Box::new(Node {
                 generation: now,
+                first: node.map_or_else(Origin::current, |inherited| inherited.first),
                 value: OnceLock::new(),
                 turnstile: Turnstile::new(),
                 _abandoned: newest,
@@ -73,9 +81,27 @@ impl<T> Cell<T> {
     }
 
     /// The value of this process, made by `make` if there is none. Runs no child hooks.
-    pub(super) fn get_with<E>(&self, mut make: impl FnMut() -> Result<T, E>) -> Result<&T, E> {
+    pub(super) fn get_with<E>(&self, make: impl FnMut() -> Result<T, E>) -> Result<&T, E> {
+        self.get_if(|_| Ok(()), make)
+    }
+
+    /// As [`get_with`](Self::get_with), if no ancestor has begun to make one.
+    pub(super) fn get_unless_inherited<E>(&self, make: impl FnMut() -> Result<T, E>) -> Result<&T, E>
+    where
+        E: From<NotMadeHere>,
+    {
+        self.get_if(|node| node.is_first().map_err(E::from), make)
+    }
+
+    /// `admits` is asked again in a child that comes out of `make`.
+    fn get_if<E>(
+        &self,
+        admits: impl Fn(&Node<T>) -> Result<(), E>,
+        mut make: impl FnMut() -> Result<T, E>,
+    ) -> Result<&T, E> {
         loop {
             let node = self.node();
+            admits(node)?;
             if let Some(value) = node.value.get() {
                 return Ok(value);
             }
@@ -102,6 +128,12 @@ impl<T> Cell<T> {
     }
 }
 
+impl<T> Node<T> {
+    fn is_first(&self) -> Result<(), NotMadeHere> {
+        if self.first.generation == self.generation { Ok(()) } else { Err(NotMadeHere::of(self.first)) }
+    }
+}
+
 impl<T> Drop for Cell<T> {
     /// Drops the value of this process. Those of its ancestors are leaked: dropping them is what must never happen.
     fn drop(&mut self) {
@@ -122,6 +154,8 @@ mod loom_tests {
     use loom::sync::Arc;
     use loom::sync::atomic::{AtomicUsize, Ordering::SeqCst};
     use loom::thread;
+    use std::num::NonZeroU64;
+    use std::ptr;
 
     fn race(fails_first: bool) {
         loom::model(move || {
@@ -155,5 +189,31 @@ mod loom_tests {
     #[test]
     fn loom_a_failed_initialiser_lets_the_next_one_in() {
         race(true);
+    }
+
+    /// A child whose parent has begun: one of its threads asks for a value of its own, the other only for one that nobody began.
+    #[test]
+    fn loom_a_node_of_an_ancestor_is_remembered_whoever_comes_first() {
+        loom::model(|| {
+            let parent = Origin { pid: 4711, generation: Generation(NonZeroU64::MIN) };
+            let value: Arc<Cell<u32>> = Arc::new(Cell::new());
+            let inherited = Box::into_raw(Box::new(Node {
+                generation: parent.generation,
+                first: parent,
+                value: OnceLock::new(),
+                turnstile: Turnstile::new(),
+                _abandoned: ptr::null_mut(),
+            }));
+            value.newest.exchange(ptr::null_mut(), inherited).unwrap();
+            let other = {
+                let value = Arc::clone(&value);
+                thread::spawn(move || value.get_with(|| Ok::<_, ()>(7)).copied())
+            };
+            let refused = value.get_unless_inherited(|| Ok::<_, NotMadeHere>(8)).copied();
+            assert_eq!(refused.unwrap_err().pid, parent.pid);
+            assert_eq!(other.join().unwrap(), Ok(7));
+            // SAFETY: abandoned by both threads, which have ended.
+            drop(unsafe { Box::from_raw(inherited) });
+        });
     }
 }

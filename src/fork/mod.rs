@@ -33,6 +33,7 @@ pub(crate) mod hooks;
 pub(crate) mod ignored;
 #[cfg(feature = "r2d2")]
 pub(crate) mod impatient;
+mod made_here;
 #[cfg(feature = "cluster")]
 pub(crate) mod make;
 #[cfg(feature = "net")]
@@ -65,6 +66,7 @@ use handler::sys;
 #[cfg(feature = "testing")]
 pub(crate) use handler::{control, is_fallback};
 pub use hooks::{enter, on_child};
+pub use made_here::{MadeHere, NotMadeHere};
 #[cfg(feature = "net")]
 pub use net::{inherited, keep};
 pub use observe::Unobserved;

@@ -1,7 +1,7 @@
 //! What programs see of [`Cell`]: an initialiser that belongs to the value, and the hooks of a child before it.
 
 use super::cell::Cell;
-use super::{Generation, generation, hooks};
+use super::{Generation, NotMadeHere, generation, hooks};
 use std::convert::Infallible;
 use std::fmt;
 use std::ops::Deref;
@@ -88,6 +88,13 @@ impl<T, F> PerProcess<T, F> {
         this.cell.existing_in(here)
     }
 
+    /// Those of a child, before it makes its value.
+    fn run_hooks(this: &Self) {
+        if Self::existing(this).is_none() {
+            hooks::run_due();
+        }
+    }
+
     /// The value of this process, made by `make` if there is none. Runs no child hooks.
     pub(crate) fn get_with<E>(this: &Self, make: impl FnMut() -> Result<T, E>) -> Result<&T, E> {
         this.cell.get_with(make)
@@ -105,6 +112,44 @@ impl<T, F: Fn() -> T> PerProcess<T, F> {
     #[inline]
     pub fn get(this: &Self) -> &T {
         Self::existing(this).unwrap_or_else(|| Self::make_it(this))
+    }
+
+    /// As [`get`](Self::get), for what cannot be had both before a fork and after it: an error in a child of which an ancestor has
+    /// made the value, or has begun to, also in vain. So a library says at once what would be a hang later.
+    ///
+    /// It is the same error however often one asks there, also where [`get`](Self::get) has made the child a value of its own. Asking
+    /// for what is [`existing`](Self::existing) begins nothing.
+    ///
+    /// ```
+    /// use forksafe::fork::PerProcess;
+    ///
+    /// static THREADS: PerProcess<Vec<u32>> = PerProcess::new(|| vec![1, 2, 3]);
+    /// let here = std::process::id();
+    /// assert!(PerProcess::get_unless_inherited(&THREADS).is_ok(), "the first use, before the fork");
+    /// // SAFETY: the child compares and leaves.
+    /// match unsafe { libc::fork() } {
+    ///     0 => {
+    ///         let refused = PerProcess::get_unless_inherited(&THREADS).unwrap_err();
+    ///         unsafe { libc::_exit(i32::from(refused.pid != here)) }
+    ///     }
+    ///     child => {
+    ///         let mut status = 0;
+    ///         unsafe { libc::waitpid(child, &mut status, 0) };
+    ///         assert_eq!(status, 0, "the child was told whose it is");
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NotMadeHere`] names the ancestor that began first.
+    ///
+    /// # Panics
+    ///
+    /// As [`get`](Self::get).
+    pub fn get_unless_inherited(this: &Self) -> Result<&T, NotMadeHere> {
+        Self::run_hooks(this);
+        this.cell.get_unless_inherited(|| Ok((this.make)()))
     }
 
     #[cold]
@@ -133,6 +178,36 @@ impl<T, E, F: Fn() -> Result<T, E>> PerProcess<T, F> {
         }
         hooks::run_due();
         Self::get_with(this, &this.make)
+    }
+
+    /// As [`get_unless_inherited`](PerProcess::get_unless_inherited), with an initialiser that may fail. A failure of an ancestor
+    /// counts: it had begun.
+    ///
+    /// ```
+    /// use forksafe::fork::PerProcess;
+    /// use std::error::Error;
+    /// use std::fs::File;
+    ///
+    /// type Opened = Result<File, Box<dyn Error>>;
+    /// static NULL: PerProcess<File, fn() -> Opened> = PerProcess::new(|| Ok(File::open("/dev/null")?));
+    /// let file: &File = PerProcess::try_get_unless_inherited(&NULL)?;
+    /// # let _ = file;
+    /// # Ok::<_, Box<dyn Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The initialiser's, and [`NotMadeHere`].
+    ///
+    /// # Panics
+    ///
+    /// As [`try_get`](Self::try_get).
+    pub fn try_get_unless_inherited(this: &Self) -> Result<&T, E>
+    where
+        E: From<NotMadeHere>,
+    {
+        Self::run_hooks(this);
+        this.cell.get_unless_inherited(&this.make)
     }
 }
 

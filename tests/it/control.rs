@@ -173,6 +173,10 @@ const PROTECTED: &[&str] = &[
     "churn::no_child_of_two_thousand_holds_a_live_socket_that_it_did_not_make",
     "churn::no_child_of_a_redis_parent_holds_a_live_socket_either",
     "churn::no_child_of_a_postgres_parent_holds_a_live_socket_either",
+    // 47
+    "made_here::a_value_is_its_makers_alone",
+    "made_here::a_value_is_dropped_by_its_maker_alone",
+    "made_here::what_an_ancestor_made_is_refused",
     // 46
     "net::what_this_side_has_connected_is_dead_in_a_child_and_what_it_has_accepted_is_not",
     "net::who_has_connected_is_told_in_the_middle_of_everything",

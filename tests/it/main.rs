@@ -34,6 +34,7 @@ mod kit;
 mod lent;
 mod limits;
 mod liveness;
+mod made_here;
 mod managers;
 mod names;
 mod net;

@@ -20,6 +20,7 @@ pub fn run(sh: &Shell, steps: &mut Steps, install: bool) -> Result<()> {
     steps.run(cmd!(sh, "cargo test --package forksafe-preload"))?;
     steps.run(cmd!(sh, "cargo test --package forksafe-driver-tests"))?;
     steps.run(cmd!(sh, "cargo test --package forksafe-host-tests"))?;
+    steps.run(cmd!(sh, "cargo test --package forksafe-python-tests"))?;
     // It has had its short run above. Without the protection it has to fail.
     steps.run_expecting(1, cmd!(sh, "cargo test --all-features --test soak -- --unsafe-share"))?;
     // This program itself has no children that share anything.
