@@ -1,14 +1,14 @@
 //! Async libraries in programs that fork: what a worker cannot use of what its parent made, what to do instead, and how to say so.
 //! (Documentation only.)
 //!
-//! A library keeps a runtime in a static, as all do. Under `gunicorn --preload`, Celery, `multiprocessing` or Puma the host uses it once,
-//! forks, and the first call in a worker never returns. There is no error and no log line: the call waits for a thread that was
+//! A library keeps a runtime in a static, as many do. A host loads it, uses it once and forks (`gunicorn --preload`, `multiprocessing`), and
+//! the first call in a worker never returns. There is no error and no log line: the call waits for a thread that was
 //! not forked. Of a process, `fork` copies the memory, the descriptors, and one thread.
 //!
 //! # What does not cross a fork
 //!
 //! - *Threads*: a runtime's workers, its thread for timers and I/O, its blocking threads; rayon's; those that a blocking client hides.
-//! - *Event loops.* An epoll is shared with the parent, not copied. Whoever waits on it in the child takes the parent's events.
+//! - *Event loops.* An epoll is shared with the parent, not copied. Whoever waits on it in the child may take the parent's events.
 //! - *Connections.* Two processes write into one stream, and each reads what the other was answered.
 //! - *Tasks.* Whoever sends to one over a channel, or waits for its `JoinHandle`, waits for nobody.
 //! - *What was held*: a lock, a permit, a `OnceLock` that a thread was just filling, is held for ever.
@@ -22,7 +22,7 @@
 //! | `sqlx::PgPool` | a hang, or the answer to another's question; the parent gets a worker's, too | [`PerProcess`](crate::fork::PerProcess), made in the runtime of the same process; and the [net](#the-sockets) |
 //! | `redis::aio::MultiplexedConnection` | a hang: the task that writes its commands is not there, nor the clock of its timeout | as for `sqlx` |
 //! | `reqwest::blocking::Client` | a hang: it has a runtime of its own, on a thread | [`PerProcess`](crate::fork::PerProcess) |
-//! | rayon itself (`par_iter`, `join`, `spawn`) | a hang, and its threads cannot be made again in this process | a `rayon::ThreadPool` in a [`PerProcess`](crate::fork::PerProcess), and [`install`](#rayon) |
+//! | rayon itself (`par_iter`, `join`, `spawn`) | a hang, as soon as there is something to divide; its threads are not made again | a `rayon::ThreadPool` in a [`PerProcess`](crate::fork::PerProcess), and [`install`](#rayon) |
 //! | `mongodb::sync::Client` | a hang: the crate has its runtime in a static, and a new client does not help | its async `Client`, in a runtime of one's own; or [refuse](#a-clear-error-instead-of-a-hang) |
 //!
 //! Tests of this crate's show that they go wrong, and that what stands beside them is right under gunicorn, `multiprocessing` and `os.fork`
@@ -56,7 +56,7 @@
 //! }
 //! ```
 //!
-//! The parent's is neither used nor dropped in the child: a drop would wait for its threads. Where making it may fail, have the initialiser
+//! The parent's is neither used nor dropped in the child: a drop may wait for its threads. Where making it may fail, have the initialiser
 //! return a `Result`, and use [`try_get`](crate::fork::PerProcess::try_get).
 //!
 //! *What lives in a runtime goes with it.* A pool, a client, a channel to a task: each in a [`PerProcess`](crate::fork::PerProcess), whose
