@@ -9,7 +9,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Which of the inherited connections that nobody has registered a child disowns, and what else it does about them. The
 /// [module](super) says what is taken and what is left alone.
@@ -117,14 +117,24 @@ impl Policy {
         self
     }
 
-    /// Has each child say what it found, if it found anything: a line for each connection on standard error, 128 at most.
+    /// Has each child say what it found, if it found anything: a line for each connection on standard error, 128 at most, and how many
+    /// more there are.
+    ///
+    /// It is said at the birth of the child, inside `fork`. Nobody is waited for: what finds no room in a pipe that is full, or in a terminal that
+    /// stands still, is lost, and counted in that last line if there is room for it. (Where `/proc` cannot be used, or the pipe is another
+    /// user's, somebody else's line may take the room first, and then it waits.)
+    ///
+    /// Number 2 may be something else by then: a program closes it, and its next connection or data file is number 2. So it is written into
+    /// only if it is the same file as when the policy was set, or a file on a disk that is opened to append and not close-on-exec:
+    /// a log that the program has redirected its standard error to. (A program that redirects it to a new pipe or terminal had better
+    /// [name a file](Self::report_to).) That goes for the lines of [`Mode::Deny`], too.
     pub fn report_to_stderr(mut self) -> Self {
         self.rules.report = Report::StandardError;
         self
     }
 
     /// As [`report_to_stderr`](Self::report_to_stderr), to the end of a file. It is opened by the child, and made if it is not there;
-    /// give an absolute path.
+    /// give an absolute path. A named pipe will do if somebody reads it; a symbolic link is not followed, for in a folder like `/tmp` it is anybody's.
     ///
     /// # Panics
     ///
@@ -142,8 +152,14 @@ impl Policy {
     /// # Errors
     ///
     /// [`is_already_set`](Error::is_already_set): it is set once in the life of a program, and never changed. And when no fork handler could be
-    /// registered for want of memory.
+    /// registered for want of memory, or the file for reports is a symbolic link.
     pub fn set(self) -> Result<(), Error> {
+        if let Report::File(path) = &self.rules.report
+            && let path = Path::new(OsStr::from_bytes(path.as_bytes()))
+            && path.is_symlink()
+        {
+            return Err(Error(Kind::Link(path.to_owned())));
+        }
         generation();
         birth::ensure_handlers();
         if !birth::has_handlers() {
@@ -164,6 +180,8 @@ pub(super) enum Kind {
     AlreadySet,
     #[error("there is no memory for a fork handler")]
     NoHandlers,
+    #[error("nothing is reported through a symbolic link: {}", .0.display())]
+    Link(PathBuf),
     #[error("{variable}={value}: {part:?} is not {wanted}")]
     Setting { variable: &'static str, value: String, part: String, wanted: &'static str },
 }

@@ -8,12 +8,14 @@
 //! allocation, no panic, no thread-local.
 //!
 //! The files, bottom first: [`calls`] is the system calls, [`numbers`] finds the open descriptors, [`origin`] tells who made a
-//! connection, [`peer`] where it leads, [`rules`] what is wanted, [`found`] is the table of what was found, [`tell`] says it.
+//! connection, [`peer`] where it leads, [`rules`] what is wanted, [`found`] is the table of what was found, [`tell`] says it,
+//! and [`output`] is where.
 
 mod calls;
 pub(in crate::fork) mod found;
 mod numbers;
 mod origin;
+mod output;
 pub(in crate::fork) mod peer;
 pub(in crate::fork) mod rules;
 mod tell;

@@ -1,5 +1,6 @@
 //! What the net takes. Made once, never changed and never freed: a handler reads it without a lock.
 
+use super::calls::{self, File};
 use super::peer::Peer;
 use std::ffi::CString;
 use std::net::IpAddr;
@@ -49,12 +50,15 @@ pub(in crate::fork) struct Rules {
     pub(in crate::fork) kept_numbers: Vec<RawFd>,
     pub(in crate::fork) mode: Mode,
     pub(in crate::fork) report: Report,
+    /// What standard error was when they were set.
+    pub(in crate::fork) standard_error: Option<File>,
 }
 
 static RULES: AtomicPtr<Rules> = AtomicPtr::new(ptr::null_mut());
 
 /// Not in a handler. False if there are some already.
-pub(in crate::fork) fn set(rules: Rules) -> bool {
+pub(in crate::fork) fn set(mut rules: Rules) -> bool {
+    rules.standard_error = calls::file(libc::STDERR_FILENO);
     let rules = Box::into_raw(Box::new(rules));
     let is_first = RULES.compare_exchange(ptr::null_mut(), rules, AcqRel, Acquire).is_ok();
     if !is_first {
