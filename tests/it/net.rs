@@ -709,11 +709,7 @@ fn a_pipe_that_is_full_holds_up_no_child() {
         redirect_to(&writer);
         Policy::tcp().report_to_stderr().set().unwrap();
         assert_child_works();
-        testing::child(|| {
-            kit::hide_proc();
-            assert_child_works();
-        })
-        .join();
+        assert_child_of_a_child_without_proc_works();
         assert!(read_now(&reader).bytes().all(|byte| byte == b'x'), "there was no room for a word");
         assert_child_works();
         assert_eq!(read_now(&reader).lines().count(), 1);
@@ -739,11 +735,7 @@ fn a_terminal_that_stands_still_holds_up_no_child() {
         // SAFETY: takes numbers.
         assert_eq!(unsafe { libc::tcflow(program.as_raw_fd(), libc::TCOOFF) }, 0);
         assert_child_works();
-        testing::child(|| {
-            kit::hide_proc();
-            assert_child_works();
-        })
-        .join();
+        assert_child_of_a_child_without_proc_works();
         assert_eq!(read_now(&terminal), "");
     });
 }
@@ -849,6 +841,19 @@ fn a_report_goes_through_no_link() {
         assert!(fs::read_to_string(&link).unwrap().ends_with(": disowned\n"));
         fs::remove_file(file).and_then(|()| fs::remove_file(link)).unwrap();
     });
+}
+
+/// What is standard error cannot be opened once more.
+#[track_caller]
+fn assert_child_of_a_child_without_proc_works() {
+    match kit::fork() {
+        None => kit::leave(|| {
+            kit::hide_proc();
+            let _its_own = connected();
+            assert_child_works();
+        }),
+        Some(child) => assert_eq!(kit::exit_code(child), 0),
+    }
 }
 
 fn tempfile(name: &str) -> std::path::PathBuf {
