@@ -85,6 +85,7 @@ mod inherited;
 mod keep;
 mod place;
 mod policy;
+mod preloaded;
 mod settings;
 
 pub use super::handler::net::rules::Mode;
@@ -92,3 +93,5 @@ pub use inherited::{Connection, Inheritance, Peer, inherited};
 pub use keep::{Kept, keep};
 pub use place::{NoPlace, Place};
 pub use policy::{Error, Policy};
+#[doc(hidden)]
+pub use preloaded::{say, stand_down};

@@ -1,6 +1,7 @@
 //! What the net takes, as a program says it.
 
 use super::place::Place;
+use super::preloaded;
 use super::settings;
 use crate::fork::generation;
 use crate::fork::handler::birth;
@@ -49,34 +50,35 @@ impl Policy {
     /// | variable | | default |
     /// | --- | --- | --- |
     /// | `FORKSAFE_NET` | `off`, or what is taken, with commas between: `tcp`, `udp`, `unix:/run/postgresql/*` | `tcp` |
-    /// | `FORKSAFE_KEEP` | what is not, with commas between: [places](Place), and numbers as `fd:7` | nothing |
+    /// | `FORKSAFE_KEEP` | what is not, with commas between: [places](Place), numbers as `fd:7`, [programs](Self::keep_program) as `program:ssh` | nothing |
     /// | `FORKSAFE_REPORT` | `stderr`, or the absolute path of a file, at whose end is written what was found | nowhere |
     /// | `FORKSAFE_MODE` | `disown`, `report`, `deny`: see [`Mode`] | `disown` |
     ///
-    /// `None` if it says `off`.
+    /// `None` if it says `off`. Spaces around commas are of no meaning.
     ///
     /// # Errors
     ///
-    /// A setting that means nothing, with what it could be.
+    /// A setting that means nothing, with what it could be. And any other variable whose name begins with `FORKSAFE_`, if it is not empty and
+    /// not one that another part of this crate knows: with `FORKSAFE_MODES=report` nobody wants connections to be taken.
     pub fn from_env() -> Result<Option<Self>, Error> {
-        Self::from_settings(|name| std::env::var_os(name))
+        Self::from_variables(std::env::vars_os())
     }
 
-    /// As [`from_env`](Self::from_env), with variables that `variable` knows.
+    /// As [`from_env`](Self::from_env), with these variables. Of two of one name the last counts.
     ///
     /// ```
     /// use forksafe::fork::net::Policy;
     ///
-    /// let policy = Policy::from_settings(|name| (name == "FORKSAFE_NET").then(|| "tcp,udp".into()))?;
+    /// let policy = Policy::from_variables([("FORKSAFE_NET".into(), "tcp, udp".into())])?;
     /// assert_eq!(policy, Some(Policy::tcp().udp()));
     /// # Ok::<_, forksafe::fork::net::Error>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// A setting that means nothing, with what it could be.
-    pub fn from_settings(variable: impl Fn(&str) -> Option<OsString>) -> Result<Option<Self>, Error> {
-        settings::read(variable)
+    /// As [`from_env`](Self::from_env).
+    pub fn from_variables(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Option<Self>, Error> {
+        settings::read(variables)
     }
 
     /// Takes TCP, too.
@@ -108,6 +110,16 @@ impl Policy {
     /// Leaves this number alone, whatever it is.
     pub fn keep_descriptor(mut self, number: RawFd) -> Self {
         self.rules.kept_numbers.push(number);
+        self
+    }
+
+    /// Does nothing in a process of this program: it hands on what it connects, [and is right to](super#what-it-cannot-know). For a policy that
+    /// many programs have, by their environment.
+    ///
+    /// It is the name of the file that is executed, without its folder, as `/proc/self/exe` has it when the policy is [set](Self::set):
+    /// links are followed, and of a script it is the interpreter's. `*` stands for any number of bytes, and `?` for one.
+    pub fn keep_program(mut self, name: impl AsRef<OsStr>) -> Self {
+        self.rules.kept_programs.push(name.as_ref().as_bytes().into());
         self
     }
 
@@ -154,19 +166,35 @@ impl Policy {
     /// [`is_already_set`](Error::is_already_set): it is set once in the life of a program, and never changed. And when no fork handler could be
     /// registered for want of memory, or the file for reports is a symbolic link.
     pub fn set(self) -> Result<(), Error> {
-        if let Report::File(path) = &self.rules.report
-            && let path = Path::new(OsStr::from_bytes(path.as_bytes()))
-            && path.is_symlink()
-        {
-            return Err(Error(Kind::Link(path.to_owned())));
-        }
+        self.check_report()?;
         generation();
         birth::ensure_handlers();
         if !birth::has_handlers() {
             return Err(Error(Kind::NoHandlers));
         }
-        if rules::set(self.rules) { Ok(()) } else { Err(Error(Kind::AlreadySet)) }
+        let is_kept =
+            !self.rules.kept_programs.is_empty() && program().is_some_and(|name| self.rules.keep_program(&name));
+        if !rules::set(if is_kept { Rules::default() } else { self.rules }) {
+            return Err(Error(Kind::AlreadySet));
+        }
+        preloaded::have_the_other_stand_down();
+        Ok(())
     }
+
+    /// What can be told before somebody has made a link of it.
+    pub(super) fn check_report(&self) -> Result<(), Error> {
+        let Report::File(path) = &self.rules.report else { return Ok(()) };
+        let path = Path::new(OsStr::from_bytes(path.as_bytes()));
+        if path.is_symlink() { Err(Error(Kind::Link(path.to_owned()))) } else { Ok(()) }
+    }
+}
+
+/// The file of which this process is, without its folder.
+fn program() -> Option<Vec<u8>> {
+    let path = std::env::current_exe().ok()?;
+    let name = path.file_name()?.as_bytes();
+    // It has been replaced by a newer one.
+    Some(name.strip_suffix(b" (deleted)").unwrap_or(name).to_vec())
 }
 
 /// Why there is no [`Policy`], or not this one.
@@ -184,6 +212,8 @@ pub(super) enum Kind {
     Link(PathBuf),
     #[error("{variable}={value}: {part:?} is not {wanted}")]
     Setting { variable: &'static str, value: String, part: String, wanted: &'static str },
+    #[error("{0} is no setting; there are FORKSAFE_NET, FORKSAFE_KEEP, FORKSAFE_REPORT and FORKSAFE_MODE")]
+    NoSetting(String),
 }
 
 impl Error {
@@ -194,7 +224,7 @@ impl Error {
 
     /// What the environment says means nothing.
     pub fn is_wrong_setting(&self) -> bool {
-        matches!(self.0, Kind::Setting { .. })
+        matches!(self.0, Kind::Setting { .. } | Kind::NoSetting(_))
     }
 }
 

@@ -15,7 +15,7 @@ mod calls;
 pub(in crate::fork) mod found;
 mod numbers;
 mod origin;
-mod output;
+pub(in crate::fork) mod output;
 pub(in crate::fork) mod peer;
 pub(in crate::fork) mod rules;
 mod tell;

@@ -2,7 +2,7 @@
 //! for nobody who does not read, and leaves no signal behind for what it could not write.
 
 use super::calls::{self, File};
-use crate::fork::handler::sys;
+use crate::fork::handler::sys::{self, Quiet};
 use std::ffi::CStr;
 use std::os::fd::RawFd;
 
@@ -66,6 +66,14 @@ impl Output {
     }
 }
 
+/// Not in a handler: a line on standard error, whatever that is, by the same means.
+pub(in crate::fork) fn say(line: &[u8]) {
+    let _quiet = Quiet::begin();
+    if let Some(output) = Output::standard_error(calls::file(libc::STDERR_FILENO)) {
+        output.write(line);
+    }
+}
+
 impl Drop for Output {
     fn drop(&mut self) {
         if self.is_own {
@@ -77,7 +85,6 @@ impl Drop for Output {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fork::handler::sys::Quiet;
 
     /// The reader of a pipe may go between the look at it and the write.
     #[test]

@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering::*};
 
 /// What a child does about a connection that it has inherited.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -48,6 +48,8 @@ pub(in crate::fork) struct Rules {
     pub(in crate::fork) unix: Vec<Box<[u8]>>,
     pub(in crate::fork) kept: Vec<Place>,
     pub(in crate::fork) kept_numbers: Vec<RawFd>,
+    /// Patterns of names.
+    pub(in crate::fork) kept_programs: Vec<Box<[u8]>>,
     pub(in crate::fork) mode: Mode,
     pub(in crate::fork) report: Report,
     /// What standard error was when they were set.
@@ -55,6 +57,8 @@ pub(in crate::fork) struct Rules {
 }
 
 static RULES: AtomicPtr<Rules> = AtomicPtr::new(ptr::null_mut());
+/// Another copy of this crate, in the same process, has rules of its own.
+static STANDS_DOWN: AtomicBool = AtomicBool::new(false);
 
 /// Not in a handler. False if there are some already.
 pub(in crate::fork) fn set(mut rules: Rules) -> bool {
@@ -68,12 +72,27 @@ pub(in crate::fork) fn set(mut rules: Rules) -> bool {
     is_first
 }
 
+pub(in crate::fork) fn stand_down() {
+    STANDS_DOWN.store(true, Release);
+}
+
+/// If there are some, and they want anything.
 pub(in crate::fork) fn get() -> Option<&'static Rules> {
     // SAFETY: whatever is there was published complete, and is never changed or freed.
-    unsafe { RULES.load(Acquire).as_ref() }
+    let rules = unsafe { RULES.load(Acquire).as_ref() };
+    rules.filter(|rules| rules.want_anything() && !STANDS_DOWN.load(Acquire))
 }
 
 impl Rules {
+    fn want_anything(&self) -> bool {
+        self.tcp || self.udp || !self.unix.is_empty()
+    }
+
+    /// Not in a handler.
+    pub(in crate::fork) fn keep_program(&self, name: &[u8]) -> bool {
+        self.kept_programs.iter().any(|pattern| matches(pattern, name))
+    }
+
     pub(super) fn want(&self, peer: &Peer) -> bool {
         match peer {
             Peer::Tcp(_) | Peer::NotConnected => self.tcp,
