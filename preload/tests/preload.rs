@@ -3,11 +3,13 @@
 use std::fs;
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::LazyLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// The program beside the library, as they are installed. Cargo leaves them in different folders.
 static RUN: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -212,14 +214,30 @@ fn a_wrong_setting_that_nobody_hears_neither_ends_the_program_nor_holds_it_up() 
     let size = unsafe { libc::fcntl(full.as_raw_fd(), libc::F_GETPIPE_SZ) };
     full.write_all(&vec![0; size as usize]).unwrap();
     let (_, unread) = std::io::pipe().unwrap();
-    for stderr in [full, unread] {
+    for stderr in [unread, full] {
         let mut command = Command::new("sh");
-        command.args(["-c", "echo through"]).env("LD_PRELOAD", library()).env("FORKSAFE_NET", "everything");
-        let output = command.stderr(stderr).stdout(Stdio::piped()).output().unwrap();
-        assert!(output.status.success(), "{}", output.status);
-        assert_eq!(output.stdout, b"through\n");
+        command.args(["-c", "exit 7"]).env("LD_PRELOAD", library()).env("FORKSAFE_NET", "everything");
+        let mut program = command.stderr(stderr).spawn().unwrap();
+        let until = Instant::now() + Duration::from_secs(40);
+        let status = loop {
+            match program.try_wait().unwrap() {
+                None if Instant::now() > until => program.kill().unwrap(),
+                None => thread::sleep(Duration::from_millis(2)),
+                Some(status) => break status,
+            }
+        };
+        assert_eq!(status.code(), Some(7), "{status}");
     }
     drop(reader);
+}
+
+#[test]
+fn a_report_through_a_link_is_refused() {
+    let link = std::env::temp_dir().join(format!("forksafe-preload-link-{}", std::process::id()));
+    symlink("/dev/null", &link).unwrap();
+    let link = link.to_str().unwrap();
+    refuses(Command::new(&*RUN).args(["--say", link, "echo", "ran"]), "nothing is reported through a symbolic link");
+    fs::remove_file(link).unwrap();
 }
 
 /// What is ignored, blocked, open and closed.

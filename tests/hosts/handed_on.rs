@@ -15,10 +15,7 @@ use std::thread;
 
 /// What the library knows, and the same program as it does not know it.
 fn both(said: &Said, program: &str) -> [(PathBuf, bool); 2] {
-    let known = debian(program);
-    let copy = said.folder().join(format!("another_{program}"));
-    fs::copy(&known, &copy).unwrap();
-    [(known, true), (copy, false)]
+    [(debian(program), true), (said.under_another_name(program), false)]
 }
 
 /// The net has taken something from the one, and nothing from the other.

@@ -229,18 +229,20 @@ fn a_shells_pipelines() {
     clean_process(|| {
         let said = Said::new();
         let script = format!("{}/pipelines.sh", crate::host::APPS);
-        assert_eq!(run(said.command(debian("bash")).arg(script)), "THROUGH\n");
+        let shell = said.under_another_name("bash");
+        assert_eq!(run(said.command(shell).arg(script)), "THROUGH\n");
         assert_nothing_taken(&said);
     });
 }
 
-/// `git clone` from a daemon, too.
+/// `git clone` from a daemon connects, and starts programs that inherit that connection and have no use for it: those lose it.
 #[test]
 fn git_over_a_local_transport_and_over_a_daemon() {
     clean_process(|| {
         let (said, by_client, port) = (Said::new(), Said::new(), free_port());
+        let program = said.under_another_name("git");
         let git = |said: &Said, arguments: &[&str]| {
-            let mut git = said.command(debian("git"));
+            let mut git = said.command(&program);
             git.env("GIT_CONFIG_GLOBAL", "/dev/null").args([
                 "-c",
                 "user.name=nobody",
@@ -267,6 +269,8 @@ fn git_over_a_local_transport_and_over_a_daemon() {
             assert_eq!(git(whose, &["-C", "clone", "rev-list", "--count", "HEAD"]), "20\n");
         }
         assert_nothing_taken(&said);
+        let lines = by_client.lines();
+        assert!(!lines.is_empty() && lines.iter().all(|line| line.ends_with(": disowned")), "{lines:?}");
     });
 }
 
