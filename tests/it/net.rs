@@ -202,6 +202,26 @@ fn what_is_kept_is_left_alone_for_as_long() {
 }
 
 #[test]
+fn a_program_that_is_kept_shares_all_that_it_has() {
+    clean_process(|| {
+        let connected = connected();
+        let program = std::env::current_exe().unwrap();
+        let name = program.file_name().unwrap().to_str().unwrap();
+        for (keep, is_kept) in [(name, true), (&name[1..], false), ("it-*", true), (program.to_str().unwrap(), false)] {
+            testing::child(|| {
+                Policy::tcp().keep_program("another").keep_program(keep).set().unwrap();
+                testing::child(|| {
+                    assert_eq!((is_dead(&connected.made), fork::inherited().total == 0), (!is_kept, is_kept), "{keep}");
+                })
+                .join();
+                assert!(Policy::tcp().set().unwrap_err().is_already_set());
+            })
+            .join();
+        }
+    });
+}
+
+#[test]
 fn unix_streams_are_taken_by_the_paths_of_their_servers() {
     clean_process(|| {
         let folder = std::env::temp_dir().join(format!("forksafe-net-{}", std::process::id()));
@@ -713,6 +733,28 @@ fn a_pipe_that_is_full_holds_up_no_child() {
         assert!(read_now(&reader).bytes().all(|byte| byte == b'x'), "there was no room for a word");
         assert_child_works();
         assert_eq!(read_now(&reader).lines().count(), 1);
+    });
+}
+
+/// As under systemd.
+#[test]
+fn a_socket_is_told_and_if_it_is_full_or_has_no_peer_it_holds_up_no_child() {
+    clean_process(|| {
+        // SAFETY: takes numbers, and resets what the harness has set.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+        let _connected = connected();
+        let (mut near, far) = UnixStream::pair().unwrap();
+        redirect_to(&near);
+        Policy::tcp().report_to_stderr().set().unwrap();
+        assert_child_works();
+        let far = File::from(OwnedFd::from(far));
+        assert!(read_now(&far).ends_with(": disowned\n"));
+        near.set_nonblocking(true).unwrap();
+        while near.write(&[b'x'; 4096]).is_ok() {}
+        near.set_nonblocking(false).unwrap();
+        assert_child_works();
+        drop(far);
+        assert_child_works();
     });
 }
 

@@ -161,6 +161,8 @@ impl Policy {
     /// Sets it, for every child that is made from here on, and theirs. First thing in `main` is a good moment: what fork handlers
     /// are registered later come after ours in a child.
     ///
+    /// In a program under the preloaded library this is the policy that holds from then on.
+    ///
     /// # Errors
     ///
     /// [`is_already_set`](Error::is_already_set): it is set once in the life of a program, and never changed. And when no fork handler could be
