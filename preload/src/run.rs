@@ -1,13 +1,23 @@
 //! Runs a command under forksafe's net, for those who do not want to know of `LD_PRELOAD`.
+//!
+//! The command gets everything as this program got it: signals that are ignored or blocked, descriptors that are open or closed. So it has no
+//! `fn main`, for the standard library's start ignores SIGPIPE and opens what is closed of 0 to 2, and its `exec` resets SIGPIPE and
+//! the mask.
+
+#![no_main]
+
+mod programs;
+mod reach;
 
 use forksafe::fork::net::Policy;
 use pico_args::Arguments;
+use std::collections::BTreeMap;
 use std::error::Error;
-use std::ffi::{OsStr, OsString};
-use std::io;
-use std::os::unix::process::CommandExt;
+use std::ffi::{CStr, CString, NulError, OsStr, OsString};
+use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::ptr;
 
 const USAGE: &str = "\
 Runs a command in whose forked children every connection that their parent has made is dead.
@@ -17,10 +27,12 @@ Runs a command in whose forked children every connection that their parent has m
   --report          leave all as it is, and say on standard error what would have been shared
   --deny            end each child at once that inherits a connection, with exit status 86
   --net WHAT        what is taken: tcp, udp, unix:/run/postgresql/*, with commas between  [tcp]
-  --keep WHAT       what is not: 10.0.0.5:6379, *:6379, unix:PATTERN, fd:7, with commas between
+  --keep WHAT       what is not: 10.0.0.5:6379, *:6379, unix:PATTERN, fd:7, program:NAME, with commas between
   --say WHERE       stderr, or the absolute path of a file, at whose end is written what was found
 
 The same can be said in the environment: FORKSAFE_MODE=report or deny, FORKSAFE_NET, FORKSAFE_KEEP, FORKSAFE_REPORT.
+Programs that hand on what they connect, and are right to, are kept without a word: PROGRAMS.
+What nothing can be loaded into is not run: programs that are linked statically, or setuid or the like.
 Exit code: the command's, 2 if it was not run.
 ";
 
@@ -30,26 +42,29 @@ const SETTINGS: [(&str, &str); 3] =
 
 const LIBRARY: &str = "libforksafe_preload.so";
 
-fn main() -> ExitCode {
-    match run(std::env::args_os().skip(1).collect()) {
-        Ok(code) => code,
+#[unsafe(no_mangle)]
+extern "C" fn main(count: libc::c_int, arguments: *const *const libc::c_char) -> libc::c_int {
+    // SAFETY: the C library calls it with so many C strings, which stay where they are.
+    let argument = |at| unsafe { OsStr::from_bytes(CStr::from_ptr(*arguments.add(at)).to_bytes()).to_owned() };
+    match run((1..usize::try_from(count).unwrap_or(0)).map(argument).collect()) {
+        Ok(()) => 0,
         Err(error) => {
-            eprintln!("forksafe-run: {error}");
-            ExitCode::from(2)
+            let _ = writeln!(io::stderr(), "forksafe-run: {error}");
+            2
         }
     }
 }
 
 /// Returns only if the command was not run.
-fn run(mut arguments: Vec<OsString>) -> Result<ExitCode, Box<dyn Error>> {
+fn run(mut arguments: Vec<OsString>) -> Result<(), Box<dyn Error>> {
     let mut command = arguments.split_off(length_of_options(&arguments));
     if command.first().is_some_and(|first| first == "--") {
         command.remove(0);
     }
     let mut options = Arguments::from_vec(arguments);
     if options.contains(["-h", "--help"]) {
-        print!("{USAGE}");
-        return Ok(ExitCode::SUCCESS);
+        io::stdout().write_all(USAGE.replace("PROGRAMS", &programs::KEPT.join(", ")).as_bytes())?;
+        return Ok(io::stdout().flush()?);
     }
     let (report, deny) = (options.contains("--report"), options.contains("--deny"));
     let mut variables: Vec<(&str, OsString)> = Vec::new();
@@ -71,21 +86,39 @@ fn run(mut arguments: Vec<OsString>) -> Result<ExitCode, Box<dyn Error>> {
     if report && !says_where {
         variables.push(("FORKSAFE_REPORT", "stderr".into()));
     }
-    let Some((program, arguments)) = command.split_first() else {
+    let Some(program) = command.first() else {
         return Err("what shall I run? --help tells what there is".into());
     };
-    let setting = |name: &str| {
-        let said = variables.iter().find(|(variable, _)| *variable == name).map(|(_, value)| value.clone());
-        said.or_else(|| std::env::var_os(name))
-    };
+    let mut environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    environment.extend(variables.into_iter().map(|(variable, value)| (variable.into(), value)));
     // Rather here than in the command, which would run without.
-    Policy::from_settings(setting)?;
-    let error = Command::new(program)
-        .args(arguments)
-        .envs(variables)
-        .env("LD_PRELOAD", before(library()?, std::env::var_os("LD_PRELOAD"))?)
-        .exec();
+    Policy::from_variables(environment.clone())?;
+    let library = library()?;
+    if let Some(file) = reach::find(program) {
+        reach::check(&file, &library)?;
+    }
+    environment.insert("LD_PRELOAD".into(), before(library, environment.get(OsStr::new("LD_PRELOAD")).cloned())?);
+    let error = execute(&command, environment)?;
     Err(format!("{}: {error}", program.display()).into())
+}
+
+/// Returns only if it fails. A shell runs a file that is neither a program nor says whose script it is, as ever.
+fn execute(command: &[OsString], environment: BTreeMap<OsString, OsString>) -> Result<io::Error, NulError> {
+    let command: Vec<_> = command.iter().map(|word| CString::new(word.as_bytes())).collect::<Result<_, _>>()?;
+    let environment = environment.into_iter().map(|(mut variable, value)| {
+        variable.push("=");
+        variable.push(value);
+        CString::new(variable.into_vec())
+    });
+    let environment: Vec<_> = environment.collect::<Result<_, _>>()?;
+    let pointers =
+        |strings: &[CString]| -> Vec<_> { strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect() };
+    let (words, variables) = (pointers(&command), pointers(&environment));
+    if let [program, ..] = &command[..] {
+        // SAFETY: C strings, in lists that end with a null pointer.
+        unsafe { libc::execvpe(program.as_ptr(), words.as_ptr(), variables.as_ptr()) };
+    }
+    Ok(io::Error::last_os_error())
 }
 
 /// What comes after the first that is no option is the command's.

@@ -1,9 +1,15 @@
 //! The library in programs that know nothing of it: Python, which has fork, sockets and event loops of its own.
 
 use std::fs;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// The program beside the library, as they are installed. Cargo leaves them in different folders.
 static RUN: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -182,8 +188,210 @@ fn a_wrong_setting_is_said_and_nothing_is_done() {
     assert!(said.starts_with(wanted), "{said}");
     assert_eq!(loads(("FORKSAFE_NET", "tcp")), ("2".into(), String::new()));
 
-    let refused = Command::new(&*RUN).args(["--keep", "localhost:1", "echo", "ran"]).output().unwrap();
-    assert_eq!((refused.status.code(), refused.stdout), (Some(2), Vec::new()));
+    let wanted = "forksafe: nothing is protected: FORKSAFE_MODES is no setting; there are ";
+    let (dead, said) = loads(("FORKSAFE_MODES", "report"));
+    assert!(dead == "0" && said.starts_with(wanted), "{dead}: {said}");
+    assert_eq!(loads(("FORKSAFE_CONTROL", "1")), ("2".into(), String::new()), "it is one of the crate's tests");
+
+    refuses(Command::new(&*RUN).args(["--keep", "localhost:1", "echo", "ran"]), "localhost:1");
+    refuses(Command::new(&*RUN).args(["echo", "ran"]).env("FORKSAFE_KEEPS", "*:1"), "FORKSAFE_KEEPS is no setting; ");
+}
+
+/// And runs nothing.
+#[track_caller]
+fn refuses(command: &mut Command, why: &str) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let said = String::from_utf8(stderr).unwrap();
+    assert_eq!((status.code(), stdout), (Some(2), Vec::new()), "{said}");
+    assert!(said.starts_with("forksafe-run: ") && said.contains(why), "{said}");
+}
+
+/// The library has something to say before the program has begun.
+#[test]
+fn a_wrong_setting_that_nobody_hears_neither_ends_the_program_nor_holds_it_up() {
+    let (reader, mut full) = std::io::pipe().unwrap();
+    // SAFETY: takes numbers.
+    let size = unsafe { libc::fcntl(full.as_raw_fd(), libc::F_GETPIPE_SZ) };
+    full.write_all(&vec![0; size as usize]).unwrap();
+    let (_, unread) = std::io::pipe().unwrap();
+    for stderr in [unread, full] {
+        let mut command = Command::new("sh");
+        command.args(["-c", "exit 7"]).env("LD_PRELOAD", library()).env("FORKSAFE_NET", "everything");
+        let mut program = command.stderr(stderr).spawn().unwrap();
+        let until = Instant::now() + Duration::from_secs(40);
+        let status = loop {
+            match program.try_wait().unwrap() {
+                None if Instant::now() > until => program.kill().unwrap(),
+                None => thread::sleep(Duration::from_millis(2)),
+                Some(status) => break status,
+            }
+        };
+        assert_eq!(status.code(), Some(7), "{status}");
+    }
+    drop(reader);
+}
+
+#[test]
+fn a_report_through_a_link_is_refused() {
+    let link = std::env::temp_dir().join(format!("forksafe-preload-link-{}", std::process::id()));
+    symlink("/dev/null", &link).unwrap();
+    let link = link.to_str().unwrap();
+    refuses(Command::new(&*RUN).args(["--say", link, "echo", "ran"]), "nothing is reported through a symbolic link");
+    fs::remove_file(link).unwrap();
+}
+
+/// What is ignored, blocked, open and closed.
+#[test]
+fn the_command_gets_signals_and_descriptors_as_they_were() {
+    let cat =
+        "while read -r line; do case $line in Sig*) echo \"$line\";; esac; done </proc/$$/status; echo /proc/$$/fd/*";
+    for (ignored, blocked) in
+        [(vec![], vec![]), (vec![libc::SIGPIPE, libc::SIGHUP], vec![libc::SIGUSR1]), (vec![], vec![libc::SIGPIPE])]
+    {
+        let see = |mut command: Command| {
+            let (ignored, blocked) = (ignored.clone(), blocked.clone());
+            let prepare = move || {
+                // SAFETY: takes numbers, and a set of ours.
+                unsafe {
+                    for &signal in &ignored {
+                        libc::signal(signal, libc::SIG_IGN);
+                    }
+                    let mut set = std::mem::zeroed();
+                    for &signal in &blocked {
+                        libc::sigaddset(&raw mut set, signal);
+                    }
+                    libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+                    libc::close(0);
+                    libc::close(2);
+                }
+                Ok(())
+            };
+            // SAFETY: system calls only.
+            let output = unsafe { command.args(["bash", "-c", cat]).pre_exec(prepare) }.output().unwrap();
+            let seen = String::from_utf8(output.stdout).unwrap();
+            // The numbers of the process are not the same.
+            seen.split_whitespace().map(|word| word.rsplit('/').next().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let with = see(Command::new(&*RUN));
+        assert_eq!(with, see(Command::new("env")));
+        assert!(with.len() > 10, "{with:?}");
+    }
+}
+
+#[test]
+fn what_the_library_does_not_get_into_is_not_run() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("unreached");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir(&folder).unwrap();
+    let make = |name: &str, content: &[u8], mode| {
+        let path = folder.join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        path
+    };
+    let run = |program: &dyn AsRef<std::ffi::OsStr>| {
+        let mut command = Command::new(&*RUN);
+        command.arg(program);
+        command
+    };
+    let usual = fs::read("/bin/true").unwrap();
+    let usual_true = make("usual", &usual, 0o755);
+    assert!(run(&usual_true).status().unwrap().success());
+    // The entry that names the loader is no longer one.
+    let mut fixed = usual.clone();
+    let (table, size) = (u64::from_ne_bytes(*usual[32..].first_chunk().unwrap()) as usize, usual[54] as usize);
+    let entry = (0..64).map(|entry| table + entry * size).find(|&entry| usual[entry..entry + 4] == [3, 0, 0, 0]);
+    fixed[entry.unwrap()] = 0;
+    let fixed = make("static", &fixed, 0o755);
+    let is_static = format!("{} is linked statically", fixed.display());
+    refuses(&mut run(&fixed), &is_static);
+    refuses(run(&"static").env("PATH", &folder), &is_static);
+    let script = |name: &str, first: String| make(name, format!("#!{first}\n").as_bytes(), 0o755);
+    refuses(&mut run(&script("script", format!(" {} -x", fixed.display()))), &is_static);
+    refuses(run(&script("by_env", "/usr/bin/env -S A=b static".into())).env("PATH", &folder), &is_static);
+    refuses(&mut run(&script("of_script", folder.join("script").display().to_string())), &is_static);
+    assert!(run(&script("usual_script", "/bin/sh".into())).status().unwrap().success());
+    assert!(run(&make("no_name_of_interpreter", b"exit 0", 0o755)).status().unwrap().success());
+    let mut narrow = usual.clone();
+    narrow[4] = 1;
+    refuses(&mut run(&make("narrow", &narrow, 0o755)), "is for another kind of machine");
+    refuses(&mut run(&"not/there"), "No such file");
+    refuses(&mut run(&"not_there_either"), "No such file");
+
+    // SAFETY: takes nothing, and cannot fail.
+    if unsafe { libc::getuid() } != 0 {
+        println!("NOT RUN: only root can give away a file");
+        return;
+    }
+    let nobody = 65534;
+    let own = make("setuid_and_own", &usual, 0o4755);
+    assert!(run(&own).status().unwrap().success(), "root gains nothing by root's rights");
+    for (name, user, group, mode, why) in
+        [("setuid", Some(nobody), None, 0o4755, "is setuid"), ("setgid", None, Some(nobody), 0o2755, "is setgid")]
+    {
+        let path = make(name, &usual, 0o755);
+        chown(&path, user, group).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        refuses(&mut run(&path), why);
+        // In a process that has sworn off more rights the loader obeys.
+        let mut command = run(&path);
+        // SAFETY: a system call.
+        let sworn = unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+                Ok(())
+            })
+        };
+        assert!(sworn.status().unwrap().success());
+    }
+    let capable = make("capable", &usual, 0o755);
+    let path = std::ffi::CString::new(capable.to_str().unwrap()).unwrap();
+    // `cap_net_bind_service=ep`, as `setcap` writes it.
+    let mut capabilities = [0_u8; 20];
+    capabilities[..8].copy_from_slice(&[1, 0, 0, 2, 0, 4, 0, 0]);
+    // SAFETY: C strings, and bytes of ours.
+    let set =
+        unsafe { libc::setxattr(path.as_ptr(), c"security.capability".as_ptr(), capabilities.as_ptr().cast(), 20, 0) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    assert!(run(&capable).status().unwrap().success(), "root has them");
+    // Where nobody may come.
+    let place = std::env::temp_dir().join(format!("forksafe-preload-reach-{}", std::process::id()));
+    fs::create_dir(&place).unwrap();
+    fs::set_permissions(&place, PermissionsExt::from_mode(0o755)).unwrap();
+    let [there, library_there, capable_there] = [&*RUN, &library(), &capable].map(|file| {
+        let copy = place.join(file.file_name().unwrap());
+        fs::copy(file, &copy).unwrap();
+        copy
+    });
+    let path = std::ffi::CString::new(capable_there.to_str().unwrap()).unwrap();
+    let as_nobody = |program: &Path| {
+        let mut command = Command::new(&there);
+        command.arg(program).uid(nobody).gid(nobody);
+        command
+    };
+    assert!(as_nobody(Path::new("/bin/true")).status().unwrap().success() && library_there.exists());
+    // SAFETY: C strings, and bytes of ours.
+    let set =
+        unsafe { libc::setxattr(path.as_ptr(), c"security.capability".as_ptr(), capabilities.as_ptr().cast(), 20, 0) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    refuses(&mut as_nobody(&capable_there), "has capabilities");
+    fs::remove_dir_all(place).unwrap();
+}
+
+#[test]
+fn the_help_names_the_programs_that_are_kept() {
+    let help = Command::new(&*RUN).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    assert!(help.contains("kept without a word: ssh, rsync, git, bash.\n"), "{help}");
+}
+
+#[test]
+fn a_program_that_is_kept_by_its_name_shares_what_it_shares() {
+    let python = fs::canonicalize("/usr/bin/python3").unwrap();
+    let name = python.file_name().unwrap().to_str().unwrap();
+    assert_eq!(prints(&["--keep", &format!("fd:99, program:{name}")], WHAT_IS_DEAD), "0");
+    assert_eq!(prints(&["--keep", "program:python?*"], WHAT_IS_DEAD), "0");
+    assert_eq!(prints(&["--keep", "program:python"], WHAT_IS_DEAD), "2", "that is a link, and not the file");
 }
 
 #[test]

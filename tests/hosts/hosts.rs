@@ -3,6 +3,7 @@
 //!
 //! The hosts and clients are Debian's. Every test runs in a process of its own, with servers of its own.
 
+mod handed_on;
 mod host;
 mod net;
 mod on_celery;
@@ -10,6 +11,7 @@ mod on_forks;
 mod on_gunicorn;
 mod on_puma;
 mod servers;
+mod sshd;
 mod tally;
 mod unaware;
 mod web;

@@ -1,5 +1,6 @@
 //! The net as its users meet it: a command that is put before theirs.
 
+use crate::host::debian;
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -75,6 +76,13 @@ impl Said {
         let mut command = Net::On.command(program);
         command.env("FORKSAFE_REPORT", self.file()).current_dir(self.folder());
         command
+    }
+
+    /// A copy of the program, in this folder, that the library does not know by its name.
+    pub(crate) fn under_another_name(&self, program: &str) -> PathBuf {
+        let copy = self.folder().join(format!("another_{program}"));
+        fs::copy(debian(program), &copy).expect("a copy of the program");
+        copy
     }
 
     /// A line for each connection that a child has inherited.

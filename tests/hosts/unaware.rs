@@ -2,19 +2,20 @@
 
 use crate::host::{Host, advice, debian, free_port};
 use crate::net::{BUILT, LIBRARY, Net, Said};
+use crate::sshd::Sshd;
 use crate::web;
 use forksafe::testing::{PrivatePostgres, clean_process, patience};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 use std::thread;
 
 /// Runs it to its end, which has to be a good one.
 #[track_caller]
-fn run(command: &mut Command) -> String {
+pub(crate) fn run(command: &mut Command) -> String {
     let Output { status, stdout, stderr } =
         command.output().unwrap_or_else(|error| panic!("{}", advice(command, &error)));
     let [stdout, stderr] = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
@@ -23,13 +24,13 @@ fn run(command: &mut Command) -> String {
 }
 
 #[track_caller]
-fn assert_nothing_taken(said: &Said) {
+pub(crate) fn assert_nothing_taken(said: &Said) {
     assert_eq!(said.lines(), [""; 0]);
 }
 
 /// A server of this program, on a port.
 #[track_caller]
-fn serve(said: &Said, port: u16, program: &str, complete: impl FnOnce(&mut Command)) -> Host {
+pub(crate) fn serve(said: &Said, port: u16, program: &str, complete: impl FnOnce(&mut Command)) -> Host {
     let mut host = Host::start(|_| {
         let mut command = said.command(debian(program));
         complete(&mut command);
@@ -145,30 +146,10 @@ fn a_server_that_accepts_and_forks() {
 #[test]
 fn sshd() {
     clean_process(|| {
-        let (said, port) = (Said::new(), free_port());
-        let [host_key, key] = ["host_key", "key"].map(|name| said.folder().join(name));
-        for key in [&host_key, &key] {
-            run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(key));
-        }
-        let settings = format!(
-            "ListenAddress 127.0.0.1:{port}\nHostKey {}\nAuthorizedKeysFile {}.pub\nPidFile none\nStrictModes no\nUsePAM no\n",
-            host_key.display(),
-            key.display()
-        );
-        fs::write(said.folder().join("settings"), settings).unwrap();
-        if is_root() {
-            // What Debian's service makes.
-            fs::create_dir_all("/run/sshd").unwrap();
-        }
-        let settings = said.folder().join("settings");
-        let _host = serve(&said, port, "sshd", |command| {
-            command.args(["-D", "-e", "-f"]).arg(settings);
-        });
+        let said = Said::new();
+        let sshd = Sshd::start(&said);
         for _ in 0..3 {
-            let mut ssh = said.command(debian("ssh"));
-            ssh.args(["-F", "none", "-p", &port.to_string(), "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]);
-            ssh.args(["-o", "UserKnownHostsFile=/dev/null", "-i"]).arg(&key).arg("127.0.0.1");
-            assert_eq!(run(ssh.arg("seq 1 3 | tr '\\n' ' '")), "1 2 3 ");
+            assert_eq!(run(sshd.ssh(&said, &debian("ssh")).arg("seq 1 3 | tr '\\n' ' '")), "1 2 3 ");
         }
         assert_nothing_taken(&said);
     });
@@ -248,7 +229,8 @@ fn a_shells_pipelines() {
     clean_process(|| {
         let said = Said::new();
         let script = format!("{}/pipelines.sh", crate::host::APPS);
-        assert_eq!(run(said.command(debian("bash")).arg(script)), "THROUGH\n");
+        let shell = said.under_another_name("bash");
+        assert_eq!(run(said.command(shell).arg(script)), "THROUGH\n");
         assert_nothing_taken(&said);
     });
 }
@@ -258,8 +240,9 @@ fn a_shells_pipelines() {
 fn git_over_a_local_transport_and_over_a_daemon() {
     clean_process(|| {
         let (said, by_client, port) = (Said::new(), Said::new(), free_port());
+        let program = said.under_another_name("git");
         let git = |said: &Said, arguments: &[&str]| {
-            let mut git = said.command(debian("git"));
+            let mut git = said.command(&program);
             git.env("GIT_CONFIG_GLOBAL", "/dev/null").args([
                 "-c",
                 "user.name=nobody",
@@ -286,6 +269,8 @@ fn git_over_a_local_transport_and_over_a_daemon() {
             assert_eq!(git(whose, &["-C", "clone", "rev-list", "--count", "HEAD"]), "20\n");
         }
         assert_nothing_taken(&said);
+        let lines = by_client.lines();
+        assert!(!lines.is_empty() && lines.iter().all(|line| line.ends_with(": disowned")), "{lines:?}");
     });
 }
 
@@ -308,36 +293,4 @@ fn a_build_by_cargo() {
         assert_eq!(run(&mut cargo), "by a script\n");
         assert_nothing_taken(&said);
     });
-}
-
-/// What does notice: a shell hands the connection that it has made to the programs that it starts. It has to be kept.
-#[test]
-fn a_connection_of_a_shell_for_the_programs_that_it_starts_has_to_be_kept() {
-    clean_process(|| {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port}; head -n 1 <&3");
-        let shell = |said: &Said, keep: &str| {
-            let mut shell = said.command(debian("bash"));
-            let shell = shell.args(["-c", &script]).env("FORKSAFE_KEEP", keep);
-            let server = thread::spawn({
-                let listener = listener.try_clone().unwrap();
-                move || listener.accept().unwrap().0.write_all(b"a word\n")
-            });
-            let heard = shell.output().unwrap().stdout;
-            server.join().unwrap().unwrap();
-            String::from_utf8(heard).unwrap()
-        };
-        let said = Said::new();
-        assert_eq!(shell(&said, ""), "");
-        assert!(said.lines().len() == 1 && said.lines()[0].ends_with(": disowned"), "{:?}", said.lines());
-        for keep in ["fd:3".to_owned(), format!("127.0.0.1:{port}")] {
-            assert_eq!(shell(&Said::new(), &keep), "a word\n");
-        }
-    });
-}
-
-fn is_root() -> bool {
-    // SAFETY: takes nothing, and cannot fail.
-    unsafe { libc::geteuid() == 0 }
 }

@@ -13,6 +13,7 @@ use std::mem;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Barrier;
 use std::thread;
@@ -215,6 +216,26 @@ fn what_is_kept_is_left_alone_for_as_long() {
         by_guard.assert_works();
         assert_eq!(fork::keep(&File::open("/dev/null").unwrap()).unwrap_err().kind(), ErrorKind::InvalidInput);
         assert!(Policy::tcp().set().unwrap_err().is_already_set());
+    });
+}
+
+#[test]
+fn a_program_that_is_kept_shares_all_that_it_has() {
+    clean_process(|| {
+        let connected = connected();
+        let program = std::env::current_exe().unwrap();
+        let name = program.file_name().unwrap().to_str().unwrap();
+        for (keep, is_kept) in [(name, true), (&name[1..], false), ("it-*", true), (program.to_str().unwrap(), false)] {
+            testing::child(|| {
+                Policy::tcp().keep_program("another").keep_program(keep).set().unwrap();
+                testing::child(|| {
+                    assert_eq!((is_dead(&connected.made), fork::inherited().total == 0), (!is_kept, is_kept), "{keep}");
+                })
+                .join();
+                assert!(Policy::tcp().set().unwrap_err().is_already_set());
+            })
+            .join();
+        }
     });
 }
 
@@ -699,4 +720,269 @@ fn a_parent_that_is_killed_in_the_middle_of_a_connect_leaves_no_copy_in_a_child(
         };
         witness.wait_until("its only session has ended", has_ended);
     });
+}
+
+/// What it reads of what its children have said, when they have.
+fn pipe() -> (File, File) {
+    let mut ends = [-1; 2];
+    // SAFETY: room for two descriptors, which are then ours.
+    unsafe {
+        assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0);
+        (File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1]))
+    }
+}
+
+/// Makes it standard error.
+fn redirect_to(file: &impl AsRawFd) {
+    // SAFETY: takes numbers.
+    assert_eq!(unsafe { libc::dup2(file.as_raw_fd(), libc::STDERR_FILENO) }, libc::STDERR_FILENO);
+}
+
+fn close_standard_error() {
+    // SAFETY: nobody here has it for his own; what it is a copy of stays open.
+    assert_eq!(unsafe { libc::close(libc::STDERR_FILENO) }, 0);
+}
+
+fn set_blocking(file: &impl AsRawFd, is_blocking: bool) {
+    // SAFETY: takes numbers.
+    let done = unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL) & !libc::O_NONBLOCK;
+        libc::fcntl(file.as_raw_fd(), libc::F_SETFL, if is_blocking { flags } else { flags | libc::O_NONBLOCK })
+    };
+    assert_eq!(done, 0);
+}
+
+/// All that there is to read.
+fn read_now(mut file: &File) -> String {
+    set_blocking(file, false);
+    let mut text = Vec::new();
+    if let Err(error) = file.read_to_end(&mut text) {
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    }
+    String::from_utf8(text).unwrap()
+}
+
+#[track_caller]
+fn assert_child_works() {
+    match kit::fork() {
+        None => kit::leave(|| {}),
+        Some(child) => assert_eq!(kit::exit_code(child), 0),
+    }
+}
+
+/// Neither kills a child that does not ignore the signal, nor is a line that could not be written a reason to end it later.
+#[test]
+fn a_report_that_nobody_reads_or_that_a_limit_forbids_brings_no_signal() {
+    clean_process(|| {
+        // SAFETY: takes numbers, and resets what the harness has set.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+        let _connected = connected();
+        testing::child(|| {
+            let (reader, writer) = pipe();
+            redirect_to(&writer);
+            Policy::tcp().report_to_stderr().set().unwrap();
+            drop(reader);
+            assert_child_works();
+            // Nor where it cannot be opened once more.
+            kit::hide_proc();
+            assert_child_works();
+        })
+        .join();
+        let file = tempfile("limited");
+        testing::child(|| {
+            Policy::tcp().report_to(&file).set().unwrap();
+            let limit = libc::rlimit { rlim_cur: 10, rlim_max: 10 };
+            // SAFETY: the limit is ours.
+            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
+            assert_child_works();
+            assert_child_works();
+        })
+        .join();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "forksafe: ");
+        fs::remove_file(file).unwrap();
+    });
+}
+
+#[test]
+fn a_pipe_that_is_full_holds_up_no_child() {
+    clean_process(|| {
+        let _connected = connected();
+        let (reader, mut writer) = pipe();
+        set_blocking(&writer, false);
+        while writer.write(&[b'x'; 4096]).is_ok() {}
+        set_blocking(&writer, true);
+        redirect_to(&writer);
+        Policy::tcp().report_to_stderr().set().unwrap();
+        assert_child_works();
+        assert_child_of_a_child_without_proc_works();
+        assert!(read_now(&reader).bytes().all(|byte| byte == b'x'), "there was no room for a word");
+        assert_child_works();
+        assert_eq!(read_now(&reader).lines().count(), 1);
+    });
+}
+
+/// As under systemd.
+#[test]
+fn a_socket_is_told_and_if_it_is_full_or_has_no_peer_it_holds_up_no_child() {
+    clean_process(|| {
+        // SAFETY: takes numbers, and resets what the harness has set.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+        let _connected = connected();
+        let (mut near, far) = UnixStream::pair().unwrap();
+        redirect_to(&near);
+        Policy::tcp().report_to_stderr().set().unwrap();
+        assert_child_works();
+        let far = File::from(OwnedFd::from(far));
+        assert!(read_now(&far).ends_with(": disowned\n"));
+        near.set_nonblocking(true).unwrap();
+        while near.write(&[b'x'; 4096]).is_ok() {}
+        near.set_nonblocking(false).unwrap();
+        assert_child_works();
+        drop(far);
+        assert_child_works();
+    });
+}
+
+/// With Ctrl-S its user has it stand still.
+#[test]
+fn a_terminal_that_stands_still_holds_up_no_child() {
+    clean_process(|| {
+        let _connected = connected();
+        let (mut terminal, mut program) = (-1, -1);
+        // SAFETY: room for two descriptors, which are then ours; nothing else is asked for.
+        let (terminal, program) = unsafe {
+            let (name, settings, size) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());
+            assert_eq!(libc::openpty(&raw mut terminal, &raw mut program, name, settings, size), 0);
+            (File::from_raw_fd(terminal), File::from_raw_fd(program))
+        };
+        redirect_to(&program);
+        Policy::tcp().report_to_stderr().set().unwrap();
+        assert_child_works();
+        assert!(read_now(&terminal).ends_with(": disowned\r\n"));
+        // SAFETY: takes numbers.
+        assert_eq!(unsafe { libc::tcflow(program.as_raw_fd(), libc::TCOOFF) }, 0);
+        assert_child_works();
+        assert_child_of_a_child_without_proc_works();
+        assert_eq!(read_now(&terminal), "");
+    });
+}
+
+/// There is room for one line and for the last word.
+#[test]
+fn what_finds_no_room_is_counted() {
+    clean_process(|| {
+        let all: Vec<_> = (0..30).map(|_| connected()).collect();
+        let (reader, mut writer) = pipe();
+        // SAFETY: takes numbers.
+        let size = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
+        redirect_to(&writer);
+        Policy::tcp().report_to_stderr().set().unwrap();
+        assert_child_works();
+        let told = read_now(&reader);
+        assert_eq!(told.lines().count(), all.len());
+        let (line, last_word) = (told.lines().next().unwrap().len() + 1, 80);
+        writer.write_all(&vec![b'\n'; size as usize - line - last_word]).unwrap();
+        assert_child_works();
+        let told = read_now(&reader);
+        let told: Vec<_> = told.lines().filter(|line| !line.is_empty()).collect();
+        assert_eq!(told.len(), 2, "{told:#?}");
+        let own = std::process::id();
+        assert!(told[1].ends_with(&format!(" has inherited 29 more from process {own}: disowned")), "{told:#?}");
+    });
+}
+
+/// A program closes standard error, and what it opens next is number 2.
+#[test]
+fn what_has_become_number_2_by_chance_is_not_written_into() {
+    clean_process(|| {
+        let _connected = connected();
+        let (reader, writer) = pipe();
+        redirect_to(&writer);
+        for mode in [Mode::Disown, Mode::Deny] {
+            testing::child(|| {
+                let policy = Policy::tcp().mode(mode);
+                if mode == Mode::Deny { policy } else { policy.report_to_stderr() }.set().unwrap();
+                let fork = || match kit::fork() {
+                    None => kit::leave(|| {}),
+                    Some(child) => kit::exit_code(child),
+                };
+                fork();
+                assert_eq!(read_now(&reader).lines().count(), 1);
+                let (near, far) = UnixStream::pair().unwrap();
+                let (end, other_pipe) = pipe();
+                let path = tempfile("number-2");
+                let data = File::create(&path).unwrap();
+                let closes_on_exec = fs::OpenOptions::new().append(true).open(&path).unwrap();
+                for other in [near.as_raw_fd(), other_pipe.as_raw_fd(), data.as_raw_fd()] {
+                    redirect_to(&other);
+                    fork();
+                }
+                close_standard_error();
+                fork();
+                // SAFETY: takes numbers.
+                let number_2 = unsafe { libc::dup3(closes_on_exec.as_raw_fd(), libc::STDERR_FILENO, libc::O_CLOEXEC) };
+                assert_eq!(number_2, libc::STDERR_FILENO);
+                fork();
+                far.set_nonblocking(true).unwrap();
+                assert_eq!((&far).read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+                assert_eq!((read_now(&end), fs::read_to_string(&path).unwrap()), (String::new(), String::new()));
+                // A log, on purpose.
+                redirect_to(&closes_on_exec);
+                fork();
+                assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
+                fs::remove_file(path).unwrap();
+                assert_eq!(read_now(&reader), "");
+            })
+            .join();
+        }
+        testing::child(|| {
+            close_standard_error();
+            Policy::tcp().report_to_stderr().set().unwrap();
+            redirect_to(&writer);
+            assert_child_works();
+            assert_eq!(read_now(&reader), "");
+        })
+        .join();
+    });
+}
+
+#[test]
+fn a_report_goes_through_no_link() {
+    clean_process(|| {
+        let _connected = connected();
+        let (link, file) = (tempfile("link"), tempfile("somebodys"));
+        fs::write(&file, "precious").unwrap();
+        symlink(&file, &link).unwrap();
+        testing::child(|| {
+            let error = Policy::tcp().report_to(&link).set().unwrap_err();
+            assert!(error.to_string().ends_with(link.to_str().unwrap()), "{error}");
+        })
+        .join();
+        fs::remove_file(&link).unwrap();
+        Policy::tcp().report_to(&link).set().unwrap();
+        symlink(&file, &link).unwrap();
+        assert_child_works();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+        fs::remove_file(&link).unwrap();
+        assert_child_works();
+        assert!(fs::read_to_string(&link).unwrap().ends_with(": disowned\n"));
+        fs::remove_file(file).and_then(|()| fs::remove_file(link)).unwrap();
+    });
+}
+
+/// What is standard error cannot be opened once more.
+#[track_caller]
+fn assert_child_of_a_child_without_proc_works() {
+    match kit::fork() {
+        None => kit::leave(|| {
+            kit::hide_proc();
+            let _its_own = connected();
+            assert_child_works();
+        }),
+        Some(child) => assert_eq!(kit::exit_code(child), 0),
+    }
+}
+
+fn tempfile(name: &str) -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("forksafe-net-{}-{name}", std::process::id()))
 }

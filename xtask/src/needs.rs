@@ -99,6 +99,7 @@ pub const TESTS: &[Need] = &[
     of_hosts("sshd", "openssh-server", |sh| Path::new("/usr/sbin/sshd").is_file() || program(sh, "sshd").is_some()),
     of_hosts("ssh", "openssh-client", |sh| program(sh, "ssh").is_some()),
     of_hosts("git", "git", |sh| program(sh, "git").is_some()),
+    of_hosts("rsync", "rsync", |sh| program(sh, "rsync").is_some()),
 ];
 
 /// What programs under the preloaded library are made of.

@@ -21,7 +21,8 @@ pub struct Kept {
 /// Has the net leave a connection alone, in every child that is made while what is returned lives: the program hands it on, and
 /// sees to it that one process at a time uses it.
 ///
-/// It is about the connection, under whatever number.
+/// It is about the connection, under whatever number; and about the [`Policy`](super::Policy) of this program. A preloaded library knows nothing
+/// of it, but with such a policy it does nothing.
 ///
 /// ```
 /// use forksafe::fork::{self, net::Policy};

@@ -57,14 +57,23 @@
 //!   set, as servers do. Of unix streams the peer's name tells, and whether this process listens under their own.
 //! - Descriptors 0 to 2 that are not close-on-exec, listening sockets, sockets that are bound and not connected, socket pairs, pipes,
 //!   files, epolls.
-//! - What is kept: by its peer ([`Policy::keep`]), its number ([`Policy::keep_descriptor`]), or for a while ([`keep`]).
+//! - What is kept: by its peer ([`Policy::keep`]), its number ([`Policy::keep_descriptor`]), the program ([`Policy::keep_program`]), or for a
+//!   while ([`keep`]).
 //!
 //! # What it cannot know
 //!
-//! - *Whether a connection is handed on on purpose.* `rsync`'s client forks after connecting to a daemon, and both go on with that
-//!   connection; `ncat --exec` gives its own to a program; `ssh -f`, ControlPersist and whoever else connects and then goes to the background
-//!   lives on as a child; so does the reader of a program that reads and writes in two processes; a program may make a socket and let its child
-//!   connect it. Those have to be kept.
+//! - *Whether a connection is handed on on purpose.* The preloaded library leaves alone programs of these names, and `program:NAME` in
+//!   `FORKSAFE_KEEP` adds others:
+//!
+//!   | program | what it does with its connection |
+//!   | --- | --- |
+//!   | `ssh` | goes to the background with it (`-f`, ControlPersist), which is to live on as a child |
+//!   | `rsync` | reads and writes in two processes, when it talks to a daemon |
+//!   | `git` | has another program write into it, when it pushes to a daemon (`git://`) |
+//!   | `bash` | hands it to the programs that it starts (`/dev/tcp`) |
+//!
+//!   Others do the same and have to be kept by hand: `ncat --exec`, a program that connects and makes a daemon of itself, one that makes a socket and
+//!   lets its child connect it. The mode [`Report`](Mode::Report) shows whether there are some.
 //! - *Who connected, always.* What counts for a server where the kernel's counts say nothing can be true of a client, too: one that has
 //!   bound itself to a low port, with `SO_REUSEADDR`. And a server at a port that is given to clients, that has closed its listener, is
 //!   taken for one. CRIU's restored connections have no counts.
@@ -75,6 +84,9 @@
 //!   itself, and that is left alone. If the parent has ended by then, or may not be asked (`kcmp`), all is swept.
 //! - *Clients that cannot bear it.* A write to a dead socket is `EPIPE`, and a `SIGPIPE` for those who do not ignore it, as with a
 //!   server that has gone away. A client that takes no notice of errors goes on taking none.
+//! - *What another copy of this crate knows.* In a Rust program under the preloaded library there are two. With a [`Policy`] of its own
+//!   the program's is the one that holds, and the library does nothing any more. Without one the library takes what it finds: what the
+//!   program has registered is refused in a child as ever, but what it [`keep`]s is taken.
 //! - Children that share their parent's descriptor table (`CLONE_FILES` with threads) are not swept, and those that share its memory (`vfork`,
 //!   `posix_spawn`) not before they execute another program: that gets what is not close-on-exec.
 //!
@@ -88,6 +100,7 @@ mod inherited;
 mod keep;
 mod place;
 mod policy;
+mod preloaded;
 mod settings;
 
 pub use super::handler::net::rules::Mode;
@@ -95,3 +108,5 @@ pub use inherited::{Connection, Inheritance, Peer, inherited};
 pub use keep::{Kept, keep};
 pub use place::{NoPlace, Place};
 pub use policy::{Error, Policy};
+#[doc(hidden)]
+pub use preloaded::{say, stand_down};

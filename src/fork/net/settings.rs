@@ -3,6 +3,7 @@
 use super::place::Place;
 use super::policy::{Error, Kind, Policy};
 use crate::fork::handler::net::rules::Mode;
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
@@ -11,12 +12,35 @@ const KEEP: &str = "FORKSAFE_KEEP";
 const REPORT: &str = "FORKSAFE_REPORT";
 const MODE: &str = "FORKSAFE_MODE";
 
+/// What begins all of their names.
+const OURS: &str = "FORKSAFE_";
+
+/// Of other parts of this crate, and of its tests: whoever runs those under the net means no setting of it.
+const OTHERS: [&str; 9] = [
+    "FORKSAFE_CLUSTER",
+    "FORKSAFE_CONTROL",
+    "FORKSAFE_WITHOUT_PAGE",
+    "FORKSAFE_TEST",
+    "FORKSAFE_TEST_BY",
+    "FORKSAFE_ONLY_FORK",
+    "FORKSAFE_IT_PIDS",
+    "FORKSAFE_DYNOS_SECONDS",
+    "FORKSAFE_NOTHING",
+];
+
 /// An empty variable is as good as none.
-pub(super) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Option<Policy>, Error> {
-    let said = |name| variable(name).filter(|value| !value.is_empty());
+pub(super) fn read(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Option<Policy>, Error> {
+    let is_ours = |name: &OsString| name.as_bytes().starts_with(OURS.as_bytes());
+    let ours: BTreeMap<_, _> = variables.into_iter().filter(|(name, _)| is_ours(name)).collect();
+    let said = |name: &str| ours.get(OsStr::new(name)).filter(|value| !value.is_empty()).cloned();
+    let is_known = |name: &OsString| [NET, KEEP, REPORT, MODE].iter().chain(&OTHERS).any(|known| name == known);
+    if let Some((unknown, _)) = ours.iter().find(|(name, value)| !value.is_empty() && !is_known(name)) {
+        return Err(Error(Kind::NoSetting(unknown.to_string_lossy().into_owned())));
+    }
     let net = said(NET).unwrap_or_else(|| "tcp".into());
     let mut policy = Policy::none();
-    if net != "off" {
+    let is_off = net.as_bytes().trim_ascii() == b"off";
+    if !is_off {
         for part in parts(&net) {
             policy = match part.as_bytes() {
                 b"tcp" => policy.and_tcp(),
@@ -31,7 +55,7 @@ pub(super) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Option
     if let Some(keep) = said(KEEP) {
         for part in parts(&keep) {
             policy = kept(policy, part).ok_or_else(|| {
-                wrong(KEEP, &keep, part, "an address (10.0.0.5:6379), *:PORT, unix:PATTERN or fd:NUMBER")
+                wrong(KEEP, &keep, part, "an address (10.0.0.5:6379), *:PORT, unix:PATTERN, fd:NUMBER or program:NAME")
             })?;
         }
     }
@@ -41,6 +65,7 @@ pub(super) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Option
             [b'/', ..] => policy.report_to(&report),
             _ => return Err(wrong(REPORT, &report, &report, "stderr or an absolute path")),
         };
+        policy.check_report()?;
     }
     if let Some(mode) = said(MODE) {
         policy = policy.mode(match mode.as_bytes() {
@@ -50,12 +75,17 @@ pub(super) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Option
             _ => return Err(wrong(MODE, &mode, &mode, "disown, report or deny")),
         });
     }
-    Ok((net != "off").then_some(policy))
+    Ok((!is_off).then_some(policy))
 }
 
 fn kept(policy: Policy, part: &OsStr) -> Option<Policy> {
     if let Some(pattern) = part.as_bytes().strip_prefix(b"unix:").filter(|pattern| !pattern.is_empty()) {
         return Some(policy.keep(Place::unix(OsStr::from_bytes(pattern))));
+    }
+    if let Some(name) = part.as_bytes().strip_prefix(b"program:") {
+        // A path would fit no name.
+        let is_name = !name.is_empty() && !name.contains(&b'/');
+        return is_name.then(|| policy.keep_program(OsStr::from_bytes(name)));
     }
     let text = part.to_str()?;
     match text.strip_prefix("fd:") {
@@ -65,7 +95,7 @@ fn kept(policy: Policy, part: &OsStr) -> Option<Policy> {
 }
 
 fn parts(value: &OsStr) -> impl Iterator<Item = &OsStr> {
-    value.as_bytes().split(|&byte| byte == b',').map(OsStr::from_bytes)
+    value.as_bytes().split(|&byte| byte == b',').map(|part| OsStr::from_bytes(part.trim_ascii()))
 }
 
 fn wrong(variable: &'static str, value: &OsStr, part: &OsStr, wanted: &'static str) -> Error {
@@ -78,7 +108,7 @@ mod tests {
     use super::*;
 
     fn of(settings: &[(&str, &str)]) -> Result<Option<Policy>, Error> {
-        read(|name| settings.iter().find(|(variable, _)| *variable == name).map(|(_, value)| value.into()))
+        read(settings.iter().map(|(variable, value)| (variable.into(), value.into())))
     }
 
     #[test]
@@ -86,19 +116,20 @@ mod tests {
         assert_eq!(of(&[]).unwrap(), Some(Policy::tcp()));
         assert_eq!(of(&[(NET, ""), (MODE, "")]).unwrap(), Some(Policy::tcp()));
         assert_eq!(of(&[(NET, "off")]).unwrap(), None);
+        assert_eq!(of(&[(NET, "udp"), (NET, "off"), ("PATH", "/bin")]).unwrap(), None);
     }
 
     #[test]
     fn everything_can_be_said() {
         let said = [
             (NET, "tcp,unix:/run/postgresql/*,udp"),
-            (KEEP, "10.0.0.5:6379,[::1]:1,*:80,fd:7,unix:@x"),
+            (KEEP, "10.0.0.5:6379, [::1]:1,*:80 ,fd:7,unix:@x,program:ssh"),
             (REPORT, "/var/log/net"),
             (MODE, "deny"),
         ];
         let ip = |text: &str| text.parse::<Place>().unwrap();
         let policy = Policy::tcp().unix("/run/postgresql/*").udp().keep(ip("10.0.0.5:6379")).keep(ip("[::1]:1"));
-        let policy = policy.keep(Place::port(80)).keep_descriptor(7).keep(Place::unix("@x"));
+        let policy = policy.keep(Place::port(80)).keep_descriptor(7).keep(Place::unix("@x")).keep_program("ssh");
         assert_eq!(of(&said).unwrap(), Some(policy.report_to("/var/log/net").mode(Mode::Deny)));
     }
 
@@ -106,13 +137,15 @@ mod tests {
     fn what_means_nothing_is_said_with_what_it_could_be() {
         let wrong = [
             (NET, "tcp,sctp"),
-            (NET, "tcp,"),
+            (NET, "tcp, "),
             (NET, "unix:"),
             (NET, "tcp,off"),
             (KEEP, "localhost:6379"),
             (KEEP, "fd:-1"),
             (KEEP, "fd:x"),
             (KEEP, "unix:"),
+            (KEEP, "program:"),
+            (KEEP, "program:/usr/bin/ssh"),
             (REPORT, "log"),
             (MODE, "Deny"),
         ];
@@ -120,7 +153,7 @@ mod tests {
             let error = of(&[setting]).unwrap_err();
             assert!(error.is_wrong_setting() && error.to_string().starts_with(setting.0), "{error}");
             assert!(
-                of(&[setting, (NET, "off")]).is_err() || setting.0 == NET,
+                setting.0 == NET || of(&[setting, (NET, "off")]).is_err(),
                 "{setting:?} is wrong with the net off, too"
             );
         }
@@ -128,5 +161,21 @@ mod tests {
             of(&[(NET, "tcp,sctp")]).unwrap_err().to_string(),
             r#"FORKSAFE_NET=tcp,sctp: "sctp" is not tcp, udp, unix:PATTERN or off"#
         );
+    }
+
+    #[test]
+    fn a_name_that_is_none_of_ours_is_said_and_those_of_other_parts_are_not() {
+        for unknown in ["FORKSAFE_MODES", "FORKSAFE_KEEPS", "FORKSAFE_POLICY", "FORKSAFE_"] {
+            for others in [&[][..], &[(NET, "off")], &[(MODE, "report")]] {
+                let error = of(&[&[(unknown, "report")], others].concat()).unwrap_err();
+                assert!(error.is_wrong_setting(), "{error}");
+                assert!(error.to_string().starts_with(&format!("{unknown} is no setting; ")), "{error}");
+            }
+            assert_eq!(of(&[(unknown, "")]).unwrap(), Some(Policy::tcp()));
+        }
+        for known in OTHERS {
+            assert_eq!(of(&[(known, "1")]).unwrap(), Some(Policy::tcp()));
+        }
+        assert_eq!(of(&[("FORKSAFELY", "1"), ("forksafe_mode", "1")]).unwrap(), Some(Policy::tcp()));
     }
 }

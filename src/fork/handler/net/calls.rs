@@ -175,11 +175,6 @@ pub(super) fn open_folder(birth: Birth) -> Option<RawFd> {
     open(path, libc::O_RDONLY | libc::O_DIRECTORY)
 }
 
-/// To the end of a file, which is made if it is not there.
-pub(super) fn open_to_append(path: &CStr) -> Option<RawFd> {
-    open(path, libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_NOCTTY | libc::O_NONBLOCK)
-}
-
 /// In a full table, as far beyond it as this process may have numbers.
 fn open(path: &CStr, flags: libc::c_int) -> Option<RawFd> {
     let open = || {
@@ -198,12 +193,6 @@ fn open(path: &CStr, flags: libc::c_int) -> Option<RawFd> {
         set_descriptor_limit(limit);
         opened
     })
-}
-
-/// One write. An error is of no interest.
-pub(super) fn write(fd: RawFd, text: &[u8]) {
-    // SAFETY: the pointer and the length are those of a slice.
-    unsafe { libc::syscall(libc::SYS_write, fd, text.as_ptr(), text.len()) };
 }
 
 /// What a folder of descriptors says of those from one on.
@@ -353,6 +342,113 @@ const _: () = {
     assert!(mem::offset_of!(TcpInfo, notsent_bytes) == 144);
     assert!(mem::offset_of!(TcpInfo, bytes_sent) == 200);
 };
+
+/// A file, as `fstat` tells one from another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::fork) struct File {
+    device: u64,
+    inode: u64,
+    /// Of which device it is the file, if it is a device's.
+    represents: u64,
+    /// `S_IFREG` and so on.
+    pub(super) kind: libc::mode_t,
+}
+
+pub(super) fn file(fd: RawFd) -> Option<File> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` is ours and large enough; it is filled when 0 is returned.
+    let stat = unsafe {
+        if libc::fstat(fd, stat.as_mut_ptr()) != 0 {
+            return None;
+        }
+        stat.assume_init()
+    };
+    let kind = stat.st_mode & libc::S_IFMT;
+    Some(File { device: stat.st_dev, inode: stat.st_ino, represents: stat.st_rdev, kind })
+}
+
+/// Whether it was opened to append, and goes on into programs that are executed.
+pub(super) fn is_log(fd: RawFd) -> bool {
+    // SAFETY: takes numbers and no memory.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    flags >= 0 && flags & libc::O_APPEND != 0 && !closes_on_exec(fd)
+}
+
+pub(super) fn is_terminal(fd: RawFd) -> bool {
+    let mut settings = MaybeUninit::<libc::termios>::uninit();
+    // SAFETY: `settings` is ours, and larger than what the kernel writes; a wrong number is an error.
+    unsafe { libc::ioctl(fd, libc::TCGETS, settings.as_mut_ptr()) == 0 }
+}
+
+const TO_WRITE: libc::c_int = libc::O_WRONLY | libc::O_NOCTTY | libc::O_NONBLOCK;
+
+/// To the end of a file, which is made if it is not there. Not through a link.
+pub(super) fn open_to_append(path: &CStr) -> Option<RawFd> {
+    open(path, TO_WRITE | libc::O_APPEND | libc::O_CREAT | libc::O_NOFOLLOW)
+}
+
+/// What standard error is, opened once more: that one does not wait, and the parent's is as it was. `None` where there is no `/proc`, or it
+/// is another user's, or a pipe that nobody reads.
+pub(super) fn open_standard_error() -> Option<RawFd> {
+    open(c"/proc/thread-self/fd/2", TO_WRITE)
+}
+
+/// Whether a write would not wait, as it seems. Of a pipe: a page.
+pub(super) fn has_room(fd: RawFd) -> bool {
+    let mut asked = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: both are ours, and one is what there is; no mask is set.
+    let there =
+        unsafe { libc::syscall(libc::SYS_ppoll, &raw mut asked, 1, &raw mut now, std::ptr::null::<u64>(), SIGNAL_SET) };
+    there == 1 && asked.revents == libc::POLLOUT
+}
+
+/// One write. False if not all of it was written. The signals that come with an error have to be blocked, and are taken back.
+pub(super) fn write(fd: RawFd, text: &[u8]) -> bool {
+    let pending = pending_signals();
+    // SAFETY: the pointer and the length are those of a slice.
+    let written = unsafe { libc::syscall(libc::SYS_write, fd, text.as_ptr(), text.len()) };
+    if written < 0 {
+        let signal = match errno() {
+            libc::EPIPE => bit_of(libc::SIGPIPE),
+            libc::EFBIG => bit_of(libc::SIGXFSZ),
+            _ => 0,
+        };
+        take_back(signal & !pending);
+    }
+    usize::try_from(written).is_ok_and(|written| written == text.len())
+}
+
+/// One write into a socket, which neither waits nor brings a signal. False if not all of it was written.
+pub(super) fn send(fd: RawFd, text: &[u8]) -> bool {
+    let (flags, nobody) = (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL, std::ptr::null::<libc::sockaddr>());
+    // SAFETY: the pointer and the length are those of a slice, and there is no address.
+    let sent = unsafe { libc::syscall(libc::SYS_sendto, fd, text.as_ptr(), text.len(), flags, nobody, 0) };
+    usize::try_from(sent).is_ok_and(|sent| sent == text.len())
+}
+
+/// The kernel's set of signals has 64 bits. Its size in bytes.
+const SIGNAL_SET: usize = 8;
+
+fn bit_of(signal: libc::c_int) -> u64 {
+    1 << (signal - 1)
+}
+
+pub(super) fn pending_signals() -> u64 {
+    let mut pending = 0_u64;
+    // SAFETY: the set is ours and as long as the size says.
+    unsafe { libc::syscall(libc::SYS_rt_sigpending, &raw mut pending, SIGNAL_SET) };
+    pending
+}
+
+/// Those of these signals that have come, one of each.
+fn take_back(signals: u64) {
+    let (nothing, now) = (std::ptr::null_mut::<libc::siginfo_t>(), libc::timespec { tv_sec: 0, tv_nsec: 0 });
+    if signals != 0 {
+        // SAFETY: set and time are ours, and the set is as long as the size says.
+        unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &raw const signals, nothing, &raw const now, SIGNAL_SET) };
+    }
+}
 
 #[cfg(all(test, feature = "testing", not(forksafe_loom)))]
 mod tests {

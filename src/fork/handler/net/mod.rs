@@ -9,12 +9,14 @@
 //!
 //! The files, bottom first: [`calls`] is the system calls, [`numbers`] finds the open descriptors, [`peer`] says where a
 //! connection leads, [`origin`] who made it, as far as the kernel has counted, [`witnesses`] where it has not, [`rules`] what is wanted,
-//! [`found`] is the table of what was found, [`tell`] says it.
+//! [`found`] is the table of what was found, [`tell`] says it,
+//! and [`output`] is where.
 
 mod calls;
 pub(in crate::fork) mod found;
 mod numbers;
 mod origin;
+pub(in crate::fork) mod output;
 pub(in crate::fork) mod peer;
 pub(in crate::fork) mod rules;
 mod tell;

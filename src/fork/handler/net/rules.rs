@@ -1,11 +1,12 @@
 //! What the net takes. Made once, never changed and never freed: a handler reads it without a lock.
 
+use super::calls::{self, File};
 use super::peer::Peer;
 use std::ffi::CString;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering::*};
 
 /// What a child does about a connection that it has inherited.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -47,14 +48,21 @@ pub(in crate::fork) struct Rules {
     pub(in crate::fork) unix: Vec<Box<[u8]>>,
     pub(in crate::fork) kept: Vec<Place>,
     pub(in crate::fork) kept_numbers: Vec<RawFd>,
+    /// Patterns of names.
+    pub(in crate::fork) kept_programs: Vec<Box<[u8]>>,
     pub(in crate::fork) mode: Mode,
     pub(in crate::fork) report: Report,
+    /// What standard error was when they were set.
+    pub(in crate::fork) standard_error: Option<File>,
 }
 
 static RULES: AtomicPtr<Rules> = AtomicPtr::new(ptr::null_mut());
+/// Another copy of this crate, in the same process, has rules of its own.
+static STANDS_DOWN: AtomicBool = AtomicBool::new(false);
 
 /// Not in a handler. False if there are some already.
-pub(in crate::fork) fn set(rules: Rules) -> bool {
+pub(in crate::fork) fn set(mut rules: Rules) -> bool {
+    rules.standard_error = calls::file(libc::STDERR_FILENO);
     let rules = Box::into_raw(Box::new(rules));
     let is_first = RULES.compare_exchange(ptr::null_mut(), rules, AcqRel, Acquire).is_ok();
     if !is_first {
@@ -64,12 +72,27 @@ pub(in crate::fork) fn set(rules: Rules) -> bool {
     is_first
 }
 
+pub(in crate::fork) fn stand_down() {
+    STANDS_DOWN.store(true, Release);
+}
+
+/// If there are some, and they want anything.
 pub(in crate::fork) fn get() -> Option<&'static Rules> {
     // SAFETY: whatever is there was published complete, and is never changed or freed.
-    unsafe { RULES.load(Acquire).as_ref() }
+    let rules = unsafe { RULES.load(Acquire).as_ref() };
+    rules.filter(|rules| rules.want_anything() && !STANDS_DOWN.load(Acquire))
 }
 
 impl Rules {
+    fn want_anything(&self) -> bool {
+        self.tcp || self.udp || !self.unix.is_empty()
+    }
+
+    /// Not in a handler.
+    pub(in crate::fork) fn keep_program(&self, name: &[u8]) -> bool {
+        self.kept_programs.iter().any(|pattern| matches(pattern, name))
+    }
+
     pub(super) fn want(&self, peer: &Peer) -> bool {
         match peer {
             Peer::Tcp(_) | Peer::NotConnected => self.tcp,

@@ -1,9 +1,10 @@
 //! Says what was found, if somebody wants to know: a line for each, to standard error or into a file.
 //!
-//! Each line is made in memory of the stack, by what of `core::fmt` takes no memory, and written by one system call.
+//! Each line is made in memory of the stack, by what of `core::fmt` takes no memory, and written by one system call. A line that cannot be
+//! written at once is lost, and counted.
 
-use super::calls;
 use super::found::{self, Found};
+use super::output::Output;
 use super::peer::Peer;
 use super::rules::{Mode, Report, Rules};
 use crate::fork::handler::sys;
@@ -13,18 +14,19 @@ pub(super) fn all(rules: &Rules, parent: u32) {
     if found::total() == 0 {
         return;
     }
-    if rules.mode == Mode::Deny || rules.report == Report::StandardError {
-        lines(libc::STDERR_FILENO, rules.mode, parent);
+    if (rules.mode == Mode::Deny || rules.report == Report::StandardError)
+        && let Some(output) = Output::standard_error(rules.standard_error)
+    {
+        lines(&output, rules.mode, parent);
     }
     if let Report::File(path) = &rules.report
-        && let Some(file) = calls::open_to_append(path)
+        && let Some(output) = Output::file(path)
     {
-        lines(file, rules.mode, parent);
-        sys::close(file);
+        lines(&output, rules.mode, parent);
     }
 }
 
-fn lines(to: std::os::fd::RawFd, mode: Mode, parent: u32) {
+fn lines(to: &Output, mode: Mode, parent: u32) {
     let what = match mode {
         Mode::Disown => "disowned",
         Mode::Report => "left as it is",
@@ -33,18 +35,18 @@ fn lines(to: std::os::fd::RawFd, mode: Mode, parent: u32) {
     let own = sys::pid();
     let mut told = 0;
     for Found { fd, peer, .. } in found::all() {
-        told += 1;
         // A line that has no room is cut short.
         let mut line = Line::default();
         let _ = write!(line, "forksafe: process {own} has inherited ");
         let _ = name(&mut line, &peer);
         let _ = write!(line, " from process {parent}, as descriptor {fd}: {what}");
-        calls::write(to, line.end());
+        told += u64::from(to.write(line.end()));
     }
+    // Those that are not in the table, and those for which there was no room where they were to go.
     if let Some(more) = found::total().checked_sub(told).filter(|&more| more > 0) {
         let mut line = Line::default();
         let _ = write!(line, "forksafe: process {own} has inherited {more} more from process {parent}: {what}");
-        calls::write(to, line.end());
+        to.write(line.end());
     }
 }
 
