@@ -20,7 +20,7 @@ fn ask(conn: &mut impl Queryable, word: &str) -> Answered {
 
 fn with_a_connection(net: Net) -> Seen {
     let server = MariaDb::start();
-    run(net, || Conn::new(opts(&server)).unwrap(), |conn, word| ask(conn, word))
+    run(net, || Conn::new(opts(&server)).unwrap(), ask)
 }
 
 fn with_its_pool(net: Net) -> Seen {

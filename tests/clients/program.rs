@@ -15,7 +15,7 @@ const QUESTIONS: usize = 20;
 /// In a row, after which nobody expects an answer any more.
 const ERRORS: usize = 3;
 /// For children that wait for a thread that they do not have.
-const HANG: Duration = Duration::from_secs(3);
+pub(crate) const HANG: Duration = Duration::from_secs(3);
 /// Steps: each child has asked in its turn, and the parent has looked at what they hold.
 const TURNS: [&str; CHILDREN] =
     ["the first child has asked", "the second child has asked", "the third child has asked"];
