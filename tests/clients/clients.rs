@@ -2,12 +2,14 @@
 //!
 //! What `fork::net` says of each client is what is asserted here. Every test runs in a process of its own, with servers of its own.
 
+mod broker;
 mod http;
 #[path = "../drivers/mariadb.rs"]
 mod mariadb;
 mod on_http;
 mod on_mariadb;
 mod on_postgres;
+mod on_rabbitmq;
 mod on_redis;
 mod on_runtimes;
 mod program;
