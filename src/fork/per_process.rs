@@ -14,7 +14,8 @@ use std::ops::Deref;
 ///
 /// It does not *release* what the parent's value holds: the sockets of an abandoned client stay open in the child until it ends,
 /// and the server sees the parent's sessions end only then. What is to be released has to be registered:
-/// a [`Guarded`](super::Guarded) client, a [`Registration`](super::Registration), or a [`Pool`](crate::Pool).
+/// a [`Guarded`](super::Guarded) client, a [`Registration`](super::Registration), or a [`Pool`](crate::Pool). Or the [net](super::net)
+/// is set, which releases what nobody has registered.
 ///
 /// Its functions are associated (`PerProcess::get(&VALUE)`), so that they do not hide the value's own: `POOL.get()` is the
 /// pool's.

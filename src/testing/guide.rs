@@ -27,6 +27,7 @@
 //! | do two processes hold the same connection? | [`assert_nothing_shared`](super::assert_nothing_shared); for a program that runs, `forksafe-audit` (`cargo install forksafe --features testing`) |
 //! | did the child write on its parent's connections, or end one? | [`Tap`](super::Tap), before any server |
 //! | who wrote on which connection? | [`Witness`](super::Witness), instead of a server |
+//! | is a connection safe that nobody has registered? | [`Witness::client`](super::Witness::client), which is one |
 //! | does the parent keep its session? | [`assert_kept`](super::assert_kept) |
 //! | do the server's sessions end with the child? | [`assert_comes_to`](super::assert_comes_to) |
 //! | are descriptors left behind? | [`Snapshot`](super::Snapshot) |
@@ -49,6 +50,12 @@
 //! `should_panic` says here. Yours will not have it. The third shows the cure for a client of one's own.
 //!
 #![doc = concat!("```no_run\n", include_str!("../../tests/guide/another_client.rs"), "```")]
+//!
+//! # A client of another make, and the net
+//!
+//! [`fork::net`](crate::fork::net) is for connections that nobody has registered.
+//!
+#![doc = concat!("```no_run\n", include_str!("../../tests/guide/net_user.rs"), "```")]
 //!
 //! # A pool of another make
 //!

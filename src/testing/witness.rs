@@ -8,9 +8,10 @@ use super::desk::Desk;
 use super::opener::{Opener, Openers};
 use super::settle;
 use super::stream::{Address, Listener, Stream};
-use super::witness_client::{WitnessManager, begins_frame, named_in};
+use super::witness_client::{WitnessClient, WitnessManager, begins_frame, named_in};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -114,6 +115,35 @@ impl Witness {
     /// For a pool of connections to it.
     pub fn manager(&self) -> WitnessManager {
         WitnessManager::to(self.address.clone())
+    }
+
+    /// A client that nobody has registered, as those of other libraries are: in a child only the [net](crate::fork::net) keeps it from its
+    /// parent's connection. With [`unsafe_share`](super::unsafe_share) nothing does.
+    ///
+    /// ```
+    /// use forksafe::fork::net::Policy;
+    /// use forksafe::testing::{self, Witness};
+    ///
+    /// Policy::tcp().set()?;
+    /// let witness = Witness::start();
+    /// let mut client = witness.client()?;
+    /// let here = client.ask("before the fork")?.connection;
+    /// let there = testing::child(|| {
+    ///     client.ask("on my parent's connection").unwrap_err();
+    ///     client = witness.client().unwrap();
+    ///     client.ask("on my own").unwrap().connection
+    /// });
+    /// assert_ne!(there.join(), here);
+    /// assert_eq!(client.ask("after the fork")?.connection, here);
+    /// assert_eq!(witness.violations(), Vec::<String>::new());
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Of the socket.
+    pub fn client(&self) -> io::Result<WitnessClient> {
+        WitnessClient::to(&self.address)
     }
 
     /// What it has seen, by the number of the connection: all that was written before the call.

@@ -60,7 +60,7 @@ impl ManageConnection for WitnessManager {
     }
 }
 
-/// A client of a [`Witness`](super::Witness).
+/// A client of a [`Witness`](super::Witness). By itself it is registered nowhere; a pool of [`WitnessManager`]'s registers its own.
 #[derive(Debug)]
 pub struct WitnessClient {
     stream: BufReader<Stream>,
@@ -86,7 +86,16 @@ impl WitnessClient {
         Self::to(&address.into())
     }
 
-    fn to(address: &Address) -> io::Result<Self> {
+    /// The same on a unix socket.
+    ///
+    /// # Errors
+    ///
+    /// Of the socket.
+    pub fn connect_path(path: impl Into<PathBuf>) -> io::Result<Self> {
+        Self::to(&Address::Unix(path.into()))
+    }
+
+    pub(super) fn to(address: &Address) -> io::Result<Self> {
         let mut client = Self::open(address)?;
         client.ask("hello")?;
         Ok(client)

@@ -59,7 +59,7 @@ impl Drop for Server {
 pub(crate) fn advice(command: &Command, error: &io::Error) -> String {
     format!(
         "these tests need servers, and {:?} does not start ({error}): run `cargo xtask test --install` as root, or install \
-         Debian's packages mariadb-server and memcached",
+         Debian's packages mariadb-server, memcached and rabbitmq-server",
         command.get_program()
     )
 }

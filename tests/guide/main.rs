@@ -2,6 +2,7 @@
 
 mod another_client;
 mod another_pool;
+mod net_user;
 mod orders;
 mod postgres_user;
 mod redis_user;
@@ -14,6 +15,9 @@ fn the_tests_of_the_guide_fail_without_the_protection() {
         "redis_user::a_child_is_silent_on_its_parents_connections",
         "postgres_user::a_transaction_survives_what_workers_do",
         "postgres_user::workers_have_sessions_of_their_own_however_they_are_made",
+        "net_user::a_worker_shares_no_connection_with_its_master",
+        "net_user::a_worker_is_silent_on_its_masters_connection",
+        "net_user::the_net_of_this_program_works",
     ];
     for test in tests {
         let output = std::process::Command::new(std::env::current_exe().unwrap())

@@ -181,6 +181,7 @@ const PROTECTED: &[&str] = &[
     "net::what_this_side_has_connected_is_dead_in_a_child_and_what_it_has_accepted_is_not",
     "net::who_has_connected_is_told_in_the_middle_of_everything",
     "net::a_child_without_handlers_is_swept_at_its_first_call_but_not_of_what_is_its_own",
+    "net::a_client_that_nobody_has_registered_is_protected_by_the_net_alone",
     "net::descriptors_that_a_driver_hides_are_released",
     "net::a_manager_that_forks_inside_its_connect_gives_its_child_nothing",
     "net::a_parent_that_is_killed_in_the_middle_of_a_connect_leaves_no_copy_in_a_child",

@@ -5,7 +5,7 @@ use crate::kit::{self, ask};
 use crate::observe::server;
 use forksafe::fork::net::{Mode, Peer, Place, Policy};
 use forksafe::fork::{self, Descriptors};
-use forksafe::testing::{self, Steps, Way, Witness, WitnessClient, clean_process};
+use forksafe::testing::{self, Address, Steps, Way, Witness, WitnessClient, clean_process};
 use forksafe::{ManageConnection, Pool};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -614,6 +614,40 @@ fn what_is_registered_is_left_to_the_registry() {
         assert_ne!(own.join(), session);
         assert_eq!(ask(&pool), session);
         assert_eq!(witness.violations(), Vec::<String>::new());
+    });
+}
+
+/// Over tcp and over a unix socket.
+#[test]
+fn a_client_that_nobody_has_registered_is_protected_by_the_net_alone() {
+    clean_process(|| {
+        let witnesses = [Witness::start(), Witness::start_unix()];
+        let Address::Unix(path) = witnesses[1].place() else { panic!("{witnesses:?}") };
+        Policy::tcp().unix(path).set().unwrap();
+        let mut clients = [
+            WitnessClient::connect(witnesses[0].address()).unwrap(),
+            WitnessClient::connect_path(path).unwrap(),
+            witnesses[0].client().unwrap(),
+            witnesses[1].client().unwrap(),
+        ];
+        let sessions = clients.each_mut().map(|client| client.ask("before").unwrap().connection);
+        let steps = Steps::new(&["asked", "seen"]);
+        let child = testing::child(|| {
+            let errors = clients.each_mut().map(|client| client.ask("on its parent's").unwrap_err().kind());
+            let own =
+                witnesses.each_ref().map(|witness| witness.client().unwrap().ask("on its own").unwrap().connection);
+            steps.take("asked");
+            steps.wait_for("seen");
+            (errors.map(|error| error == ErrorKind::BrokenPipe), own)
+        });
+        steps.wait_for("asked");
+        testing::assert_nothing_shared(&[std::process::id(), child.pid()]);
+        steps.take("seen");
+        let (are_dead, own) = child.join();
+        assert_eq!(are_dead, [true; 4]);
+        assert!(own.iter().all(|own| !sessions.contains(own)), "{own:?}, {sessions:?}");
+        assert_eq!(clients.each_mut().map(|client| client.ask("after").unwrap().connection), sessions);
+        assert!(witnesses.iter().all(|witness| witness.violations().is_empty()));
     });
 }
 

@@ -75,6 +75,13 @@ pub const TESTS: &[Need] = &[
         is_there: |sh| program(sh, "memcached").is_some(),
     },
     Need {
+        what: "RabbitMQ",
+        debian_package: "rabbitmq-server",
+        instead: None,
+        // Debian's script on the path wants to be its root or its user.
+        is_there: |_| Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server").is_file(),
+    },
+    Need {
         what: "Python (for the preloaded library)",
         debian_package: "python3",
         instead: None,

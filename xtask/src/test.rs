@@ -19,6 +19,7 @@ pub fn run(sh: &Shell, steps: &mut Steps, install: bool) -> Result<()> {
     steps.run(cmd!(sh, "cargo test --package forksafe-signal-tests"))?;
     steps.run(cmd!(sh, "cargo test --package forksafe-preload"))?;
     steps.run(cmd!(sh, "cargo test --package forksafe-driver-tests"))?;
+    steps.run(cmd!(sh, "cargo test --package forksafe-client-tests"))?;
     steps.run(cmd!(sh, "cargo test --package forksafe-host-tests"))?;
     steps.run(cmd!(sh, "cargo test --package forksafe-python-tests"))?;
     // It has had its short run above. Without the protection it has to fail.

@@ -77,7 +77,9 @@
 //! - *Who connected, always.* What counts for a server where the kernel's counts say nothing can be true of a client, too: one that has
 //!   bound itself to a low port, with `SO_REUSEADDR`. And a server at a port that is given to clients, that has closed its listener, is
 //!   taken for one. CRIU's restored connections have no counts.
-//! - *That a child turns to its parent's epoll* and adds the dead socket there: the parent is then told of it again and again.
+//! - *That a child turns to its parent's epoll* and adds the dead socket there: the parent is then told of it again and again. A child that
+//!   runs an inherited tokio runtime of the current thread takes its parent's events. And a client that connects anew on an inherited runtime
+//!   adds its own socket there, by an address that means something else in the parent: that may crash.
 //! - *What a child opened before the net ran.* A child made by libc's `fork` is swept before `fork` returns; only another library's
 //!   fork handler can come before that, and what such a handler connects is swept, too. A child made by `_Fork` or a raw `clone` is
 //!   swept at its first call into this crate ([`enter`](super::enter)); what its parent does not have under the same number it has opened
@@ -89,6 +91,37 @@
 //!   program has registered is refused in a child as ever, but what it [`keep`]s is taken.
 //! - Children that share their parent's descriptor table (`CLONE_FILES` with threads) are not swept, and those that share its memory (`vfork`,
 //!   `posix_spawn`) not before they execute another program: that gets what is not close-on-exec.
+//!
+//! # What clients make of it
+//!
+//! Of what a child has inherited, under the net. Nothing is shared in any case, and the parent's session is the same at the end.
+//!
+//! | client | in a child | what to do |
+//! | --- | --- | --- |
+//! | `mysql` 28, `Pool` | is right at once | nothing |
+//! | `ureq` 3, `Agent` | is right at once | nothing |
+//! | `mysql` 28, `Conn`; `postgres` 0.19, `Client`; `redis` 1.8, `Connection` | an error at each use | a new one in each process: [`PerProcess`](super::PerProcess), or a [`Pool`](crate::Pool) |
+//! | `r2d2` 0.8, with `postgres` or `redis` | an error from each `get`, after its `connection_timeout`: who would connect are threads of the parent | a [`Pool`](crate::Pool), which takes r2d2's managers. A second pool of r2d2's may hang in the child: its locks know of the parent's threads |
+//! | `sqlx` 0.8, `PgPool`, on a runtime that the child has made | is right at once; but a connection that was lent at the fork stays lent, and then each use is an error after `acquire_timeout` | [`PerProcess`](super::PerProcess), of pool and runtime together |
+//! | `sqlx` 0.8, `PgPool`, on the parent's runtime | hangs, and *its parent may crash* | the same |
+//! | `deadpool-redis` 0.23, on a runtime that the child has made | is right when it has waited for an answer in vain, for 500 ms | the same |
+//! | `deadpool-redis` 0.23, on the parent's runtime | hangs | the same |
+//! | `reqwest` 0.13, `blocking::Client` | hangs, or an error at each use after its `timeout`; without the net, too | [`PerProcess`](super::PerProcess) |
+//! | `lapin` 4, `Channel` | hangs; without the net, too | [`PerProcess`](super::PerProcess), of runtime and connection together |
+//! | Python: `psycopg2` 2.9 | one `OperationalError`, and is `closed` | connect when it is |
+//! | SQLAlchemy 1.4, on `psycopg2` | one `OperationalError`, then is right | `pool_pre_ping=True`, with which it is right at once |
+//! | `redis-py` 4.3 | is right at once, as without the net | nothing |
+//! | `redis-py` 4.3, `Redis.client()` | one `ConnectionError`, then is right | ask again |
+//! | Ruby: `pg` 1.4 | one `PG::UnableToSend` or `PG::ConnectionBad` | connect after it |
+//! | `redis` 4.8 | is right at once, as without the net | nothing |
+//! | `redis` 4.8, `inherit_socket: true` | is right at once | nothing |
+//!
+//! What is right at once was at rest when the program forked. A lock that another thread held stays locked in the child, and what was lent stays
+//! lent: where other threads use a client while the program forks, [`PerProcess`](super::PerProcess) is the answer for each of these. It
+//! abandons what the child has inherited, and the net releases it; without the net the parent's sessions stay open for as long as a child
+//! lives.
+//!
+//! Each line is a test: of Rust in `tests/clients`, of Python and Ruby (Debian 12's) in `tests/hosts`.
 //!
 //! # What it costs
 //!

@@ -1,0 +1,173 @@
+//! The `postgres` crate, r2d2 with it, and sqlx.
+
+use crate::program::{Answered, HANG, Heals, Net, Seen, answer, run};
+use crate::threads::{wait_until_others_sleep, with_a_thread, without_threads};
+use forksafe::fork::PerProcess;
+use forksafe::fork::net::Policy;
+use forksafe::testing::{self, PrivatePostgres, Steps, clean_process, wait_until};
+use postgres::{Client, NoTls};
+use r2d2_postgres::PostgresConnectionManager;
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use std::mem::ManuallyDrop;
+use std::thread;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+
+const QUESTION: &str = "select $1::text, pg_backend_pid()";
+
+fn ask(client: &mut Client, word: &str) -> Answered {
+    answer(client.query_one(QUESTION, &[&word]).map(|row| (row.get::<_, String>(0), row.get::<_, i32>(1))))
+}
+
+fn with_a_client(net: Net) -> Seen {
+    let server = PrivatePostgres::start_with(&[]);
+    run(net, || server.config().connect(NoTls).unwrap(), ask)
+}
+
+fn with_r2d2(net: Net) -> Seen {
+    let server = PrivatePostgres::start_with(&[]);
+    let connect = || {
+        let pool = r2d2::Pool::builder().max_size(1).connection_timeout(Duration::from_millis(500));
+        let pool = pool.build(PostgresConnectionManager::new(server.config(), NoTls)).unwrap();
+        wait_until_others_sleep();
+        pool
+    };
+    run(net, connect, |pool, word| {
+        pool.get().map_err(|error| error.to_string()).and_then(|mut client| ask(&mut client, word))
+    })
+}
+
+fn pool(server: &PrivatePostgres) -> PgPool {
+    PgPoolOptions::new().max_connections(1).connect_lazy(server.url()).unwrap()
+}
+
+fn ask_sqlx(runtime: &Runtime, pool: &PgPool, word: &str) -> Answered {
+    answer(runtime.block_on(sqlx::query_as::<_, (String, i32)>(QUESTION).bind(word).fetch_one(pool)))
+}
+
+/// On a runtime that the children run as well. They do so in turns.
+fn with_sqlx_on_one_runtime(net: Net) -> Seen {
+    let server = PrivatePostgres::start_with(&[]);
+    let connect = || {
+        let runtime = without_threads();
+        let pool = runtime.block_on(async { pool(&server) });
+        ManuallyDrop::new((runtime, pool))
+    };
+    run(net, connect, |both, word| ask_sqlx(&both.0, &both.1, word))
+}
+
+/// A pool with one connection, on a runtime that each process makes for itself.
+fn on_a_new_runtime(server: &PrivatePostgres) -> (PerProcess<Runtime>, PgPool) {
+    let runtime = PerProcess::new(with_a_thread as fn() -> Runtime);
+    let options = PgPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(1));
+    let pool = runtime.block_on(async { options.connect_lazy(server.url()).unwrap() });
+    (runtime, pool)
+}
+
+fn with_sqlx_in_each_process(net: Net) -> Seen {
+    let server = PrivatePostgres::start_with(&[]);
+    let make = || {
+        let runtime = with_a_thread();
+        let pool = runtime.block_on(async { pool(&server) });
+        (runtime, pool)
+    };
+    run(net, || PerProcess::new(make), |both, word| ask_sqlx(&both.0, &both.1, word))
+}
+
+#[test]
+fn a_client_never_heals() {
+    clean_process(|| with_a_client(Net::On).assert_protected(Heals::Never));
+}
+
+#[test]
+fn without_the_net_a_client_is_shared() {
+    clean_process(|| with_a_client(Net::Off).assert_shared());
+}
+
+#[test]
+fn a_pool_of_r2d2_never_heals() {
+    clean_process(|| with_r2d2(Net::On).assert_protected(Heals::Never));
+}
+
+#[test]
+fn without_the_net_a_pool_of_r2d2_is_shared() {
+    clean_process(|| with_r2d2(Net::Off).assert_shared());
+}
+
+/// The net has the pool connect anew, on its parent's epoll, which tells the parent of it by an address that is the child's. So the parent
+/// is one that may end of it.
+#[test]
+fn sqlx_on_an_inherited_runtime_hangs_and_may_end_its_parent() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        let server = PrivatePostgres::start_with(&[]);
+        let steps = Steps::new(&["the child asks", "it is answered"]);
+        let parent = testing::child(|| {
+            let runtime = with_a_thread();
+            let pool = runtime.block_on(async { pool(&server) });
+            ask_sqlx(&runtime, &pool, "in the parent").unwrap();
+            let ask = || {
+                steps.take("the child asks");
+                let answered = ask_sqlx(&runtime, &pool, "in a child");
+                steps.take("it is answered");
+                answered
+            };
+            testing::child(ask).outcome();
+        });
+        steps.wait_for("the child asks");
+        thread::sleep(HANG);
+        assert_eq!(steps.taken("it is answered"), 0);
+        parent.kill();
+    });
+}
+
+/// It comes back some time after an answer, by a task of the runtime.
+#[test]
+fn sqlx_on_a_new_runtime_heals_at_once_if_its_connection_was_back() {
+    clean_process(|| {
+        let server = PrivatePostgres::start_with(&[]);
+        let seen = run(
+            Net::On,
+            || ManuallyDrop::new(on_a_new_runtime(&server)),
+            |both, word| {
+                let answered = ask_sqlx(&both.0, &both.1, word);
+                wait_until("the connection is back", || both.1.num_idle() == 1);
+                answered
+            },
+        );
+        seen.assert_protected(Heals::AtOnce);
+    });
+}
+
+#[test]
+fn sqlx_on_a_new_runtime_never_heals_if_its_connection_was_lent() {
+    clean_process(|| {
+        let server = PrivatePostgres::start_with(&[]);
+        let parent = std::process::id();
+        let connect = || {
+            let (runtime, pool) = on_a_new_runtime(&server);
+            let lent = runtime.block_on(pool.acquire()).unwrap();
+            ManuallyDrop::new((runtime, pool, lent))
+        };
+        let seen = run(Net::On, connect, |all, word| {
+            let (runtime, pool, lent) = &mut **all;
+            if std::process::id() != parent {
+                return ask_sqlx(runtime, pool, word);
+            }
+            let question = sqlx::query_as::<_, (String, i32)>(QUESTION).bind(word);
+            answer(runtime.block_on(question.fetch_one(&mut **lent)))
+        });
+        seen.assert_protected(Heals::Never);
+    });
+}
+
+#[test]
+fn sqlx_for_each_process_is_right() {
+    clean_process(|| with_sqlx_in_each_process(Net::On).assert_protected(Heals::AtOnce));
+}
+
+#[test]
+fn without_the_net_sqlx_is_shared() {
+    clean_process(|| with_sqlx_on_one_runtime(Net::Off).assert_shared());
+}
