@@ -103,7 +103,7 @@ fn what_a_program_without_a_policy_has_registered_is_refused_in_a_child_as_ever(
         |is| {
             assert_loaded(is);
             let (made, mut accepted) = connected();
-            let mut guarded = Guarded::new(made, |made| Descriptors::of(made)).unwrap();
+            let mut guarded = Guarded::new(made, Descriptors::of).unwrap();
             let mut other = connected();
             for _ in 0..3 {
                 let refused = child(|| [Guarded::try_ref(&guarded).is_err(), is_dead(&other.0)]);
