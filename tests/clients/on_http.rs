@@ -34,7 +34,7 @@ fn with_reqwest(server: &Server, net: Net) -> Seen {
 }
 
 fn with_reqwest_that_has_no_time(server: &Server, net: Net) -> Seen {
-    let connect = || Client::builder().timeout(Duration::from_millis(500)).build().unwrap();
+    let connect = || Client::builder().timeout(Duration::from_secs(3)).build().unwrap();
     run(net, || ManuallyDrop::new(connect()), |client, word| ask(client, server, word))
 }
 

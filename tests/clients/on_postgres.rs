@@ -29,7 +29,8 @@ fn with_r2d2(net: Net) -> Seen {
     let server = PrivatePostgres::start_with(&[]);
     let connect = || {
         let pool = r2d2::Pool::builder().max_size(1).connection_timeout(Duration::from_millis(500));
-        let pool = pool.build(PostgresConnectionManager::new(server.config(), NoTls)).unwrap();
+        let pool = pool.build_unchecked(PostgresConnectionManager::new(server.config(), NoTls));
+        pool.get_timeout(testing::patience()).unwrap();
         wait_until_others_sleep();
         pool
     };
@@ -58,9 +59,9 @@ fn with_sqlx_on_one_runtime(net: Net) -> Seen {
 }
 
 /// A pool with one connection, on a runtime that each process makes for itself.
-fn on_a_new_runtime(server: &PrivatePostgres) -> (PerProcess<Runtime>, PgPool) {
+fn on_a_new_runtime(server: &PrivatePostgres, timeout: Duration) -> (PerProcess<Runtime>, PgPool) {
     let runtime = PerProcess::new(with_a_thread as fn() -> Runtime);
-    let options = PgPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(1));
+    let options = PgPoolOptions::new().max_connections(1).acquire_timeout(timeout);
     let pool = runtime.block_on(async { options.connect_lazy(server.url()).unwrap() });
     (runtime, pool)
 }
@@ -129,7 +130,7 @@ fn sqlx_on_a_new_runtime_heals_at_once_if_its_connection_was_back() {
         let server = PrivatePostgres::start_with(&[]);
         let seen = run(
             Net::On,
-            || ManuallyDrop::new(on_a_new_runtime(&server)),
+            || ManuallyDrop::new(on_a_new_runtime(&server, testing::patience())),
             |both, word| {
                 let answered = ask_sqlx(&both.0, &both.1, word);
                 wait_until("the connection is back", || both.1.num_idle() == 1);
@@ -146,7 +147,7 @@ fn sqlx_on_a_new_runtime_never_heals_if_its_connection_was_lent() {
         let server = PrivatePostgres::start_with(&[]);
         let parent = std::process::id();
         let connect = || {
-            let (runtime, pool) = on_a_new_runtime(&server);
+            let (runtime, pool) = on_a_new_runtime(&server, Duration::from_secs(4));
             let lent = runtime.block_on(pool.acquire()).unwrap();
             ManuallyDrop::new((runtime, pool, lent))
         };

@@ -48,38 +48,25 @@ impl Client {
     }
 }
 
+/// The broker takes its time to start: one for both, and the net comes second.
 #[test]
-fn a_channel_of_lapins_hangs() {
+fn a_channel_of_lapins_hangs_and_without_the_net_as_well() {
     clean_process(|| {
         let broker = Broker::start();
         let connect = || ManuallyDrop::new(Client::connect(&broker));
-        run_in_vain(Net::On, connect, |client, word| client.ask(word)).assert_protected(Heals::Hangs);
+        let seen = |net| run_in_vain(net, connect, |client, word| client.ask(word));
+        seen(Net::Off).assert_hangs_all_the_same();
+        seen(Net::On).assert_protected(Heals::Hangs);
     });
 }
 
 #[test]
-fn without_the_net_a_channel_of_lapins_hangs_as_well() {
+fn a_channel_of_lapins_for_each_process_is_right_and_without_the_net_the_parents_stays_open_as_well() {
     clean_process(|| {
         let broker = Broker::start();
-        let connect = || ManuallyDrop::new(Client::connect(&broker));
-        run_in_vain(Net::Off, connect, |client, word| client.ask(word)).assert_hangs_all_the_same();
-    });
-}
-
-#[test]
-fn a_channel_of_lapins_for_each_process_is_right() {
-    clean_process(|| {
-        let broker = Broker::start();
-        let client = || PerProcess::new(|| Client::connect(&broker));
-        run(Net::On, client, |client, word| client.ask(word)).assert_protected(Heals::AtOnce);
-    });
-}
-
-#[test]
-fn without_the_net_the_parents_channel_stays_open_in_a_child_that_has_its_own() {
-    clean_process(|| {
-        let broker = Broker::start();
-        let client = || PerProcess::new(|| Client::connect(&broker));
-        run(Net::Off, client, |client, word| client.ask(word)).assert_only_held();
+        let connect = || PerProcess::new(|| Client::connect(&broker));
+        let seen = |net| run(net, connect, |client, word| client.ask(word));
+        seen(Net::Off).assert_only_held();
+        seen(Net::On).assert_protected(Heals::AtOnce);
     });
 }

@@ -4,7 +4,7 @@ use crate::program::{Answered, Heals, Net, Seen, answer, run, run_in_vain};
 use crate::threads::{wait_until_others_sleep, with_a_thread, without_threads};
 use deadpool_redis::{Config, Pool, Runtime as DeadpoolRuntime};
 use forksafe::fork::PerProcess;
-use forksafe::testing::{PrivateRedis, clean_process};
+use forksafe::testing::{self, PrivateRedis, clean_process};
 use redis::{Client, Connection, Pipeline};
 use std::mem::ManuallyDrop;
 use std::time::Duration;
@@ -29,7 +29,8 @@ fn with_r2d2(net: Net) -> Seen {
     let server = PrivateRedis::start();
     let connect = || {
         let pool = r2d2::Pool::builder().max_size(1).connection_timeout(Duration::from_millis(500));
-        let pool = pool.build(Client::open(server.url()).unwrap()).unwrap();
+        let pool = pool.build_unchecked(Client::open(server.url()).unwrap());
+        pool.get_timeout(testing::patience()).unwrap();
         wait_until_others_sleep();
         pool
     };

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const CHILDREN: usize = 3;
 const QUESTIONS: usize = 20;
 /// In a row, after which nobody expects an answer any more.
-const ERRORS: usize = 3;
+const ERRORS: usize = 2;
 /// For children that wait for a thread that they do not have.
 pub(crate) const HANG: Duration = Duration::from_secs(3);
 /// Steps: each child has asked in its turn, and the parent has looked at what they hold.
