@@ -18,7 +18,7 @@
 //! | made and used before the fork | in a worker | instead |
 //! | --- | --- | --- |
 //! | `tokio::runtime::Runtime` of several threads | what is spawned never runs; timers and sockets never wake anybody, timeouts included: a hang | [`PerProcess`](crate::fork::PerProcess) |
-//! | the same of one thread (`current_thread`) | it runs, on its parent's epoll: an event may wake it in the parent's place, which waits on; a drop takes the parent's sockets off it | [`PerProcess`](crate::fork::PerProcess) |
+//! | the same of one thread (`current_thread`) | it runs, on its parent's epoll: an event may wake it in the parent's place, which waits on; a drop takes the parent's sockets off it (with the [net](#the-sockets) it has an epoll of its own, if the parent's watched a connection) | [`PerProcess`](crate::fork::PerProcess) |
 //! | `sqlx::PgPool` | a hang, or the answer to another's question; the parent gets a worker's, too | [`PerProcess`](crate::fork::PerProcess), made in the runtime of the same process; and the [net](#the-sockets) |
 //! | `redis::aio::MultiplexedConnection` | a hang: the task that writes its commands is not there, nor the clock of its timeout | as for `sqlx` |
 //! | `reqwest::blocking::Client` | a hang: it has a runtime of its own, on a thread | [`PerProcess`](crate::fork::PerProcess) |

@@ -11,7 +11,6 @@ mod on_mariadb;
 mod on_postgres;
 mod on_rabbitmq;
 mod on_redis;
-mod on_runtimes;
 mod program;
 #[path = "../drivers/server.rs"]
 mod server;

@@ -1,16 +1,14 @@
 //! The `postgres` crate, r2d2 with it, and sqlx.
 
-use crate::program::{Answered, HANG, Heals, Net, Seen, answer, run};
+use crate::program::{Answered, Heals, Net, Seen, answer, run, run_in_vain};
 use crate::threads::{wait_until_others_sleep, with_a_thread, without_threads};
 use forksafe::fork::PerProcess;
-use forksafe::fork::net::Policy;
-use forksafe::testing::{self, PrivatePostgres, Steps, clean_process, wait_until};
+use forksafe::testing::{self, PrivatePostgres, clean_process, wait_until};
 use postgres::{Client, NoTls};
 use r2d2_postgres::PostgresConnectionManager;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use std::mem::ManuallyDrop;
-use std::thread;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
@@ -47,15 +45,15 @@ fn ask_sqlx(runtime: &Runtime, pool: &PgPool, word: &str) -> Answered {
     answer(runtime.block_on(sqlx::query_as::<_, (String, i32)>(QUESTION).bind(word).fetch_one(pool)))
 }
 
-/// On a runtime that the children run as well. They do so in turns.
+/// A pool on a runtime that the children run as well.
+fn on_one_runtime(server: &PrivatePostgres, runtime: Runtime) -> ManuallyDrop<(Runtime, PgPool)> {
+    let pool = runtime.block_on(async { pool(server) });
+    ManuallyDrop::new((runtime, pool))
+}
+
 fn with_sqlx_on_one_runtime(net: Net) -> Seen {
     let server = PrivatePostgres::start_with(&[]);
-    let connect = || {
-        let runtime = without_threads();
-        let pool = runtime.block_on(async { pool(&server) });
-        ManuallyDrop::new((runtime, pool))
-    };
-    run(net, connect, |both, word| ask_sqlx(&both.0, &both.1, word))
+    run(net, || on_one_runtime(&server, without_threads()), |both, word| ask_sqlx(&both.0, &both.1, word))
 }
 
 /// A pool with one connection, on a runtime that each process makes for itself.
@@ -96,31 +94,20 @@ fn without_the_net_a_pool_of_r2d2_is_shared() {
     clean_process(|| with_r2d2(Net::Off).assert_shared());
 }
 
-/// The net has the pool connect anew, on its parent's epoll, which tells the parent of it by an address that is the child's. So the parent
-/// is one that may end of it.
+/// The pool connects anew, and nobody is there who would be told that it has.
 #[test]
-fn sqlx_on_an_inherited_runtime_hangs_and_may_end_its_parent() {
+fn sqlx_on_an_inherited_runtime_with_a_thread_hangs() {
     clean_process(|| {
-        Policy::tcp().set().unwrap();
         let server = PrivatePostgres::start_with(&[]);
-        let steps = Steps::new(&["the child asks", "it is answered"]);
-        let parent = testing::child(|| {
-            let runtime = with_a_thread();
-            let pool = runtime.block_on(async { pool(&server) });
-            ask_sqlx(&runtime, &pool, "in the parent").unwrap();
-            let ask = || {
-                steps.take("the child asks");
-                let answered = ask_sqlx(&runtime, &pool, "in a child");
-                steps.take("it is answered");
-                answered
-            };
-            testing::child(ask).outcome();
-        });
-        steps.wait_for("the child asks");
-        thread::sleep(HANG);
-        assert_eq!(steps.taken("it is answered"), 0);
-        parent.kill();
+        let connect = || on_one_runtime(&server, with_a_thread());
+        let seen = run_in_vain(Net::On, connect, |both, word| ask_sqlx(&both.0, &both.1, word));
+        seen.assert_protected(Heals::Hangs);
     });
+}
+
+#[test]
+fn sqlx_on_an_inherited_runtime_without_threads_heals_at_once() {
+    clean_process(|| with_sqlx_on_one_runtime(Net::On).assert_protected(Heals::AtOnce));
 }
 
 /// It comes back some time after an answer, by a task of the runtime.

@@ -57,6 +57,12 @@ fn with_deadpool_on(net: Net, runtime: fn() -> Runtime) -> Seen {
     run_in_vain(net, connect, |both, word| ask_deadpool(&both.0, &both.1, word))
 }
 
+fn with_deadpool_on_an_inherited_runtime(net: Net) -> Seen {
+    let server = PrivateRedis::start();
+    let connect = || ManuallyDrop::new((without_threads(), pool(&server)));
+    run(net, connect, |both, word| ask_deadpool(&both.0, &both.1, word))
+}
+
 fn with_deadpool_on_a_new_runtime(net: Net) -> Seen {
     let server = PrivateRedis::start();
     let connect = || ManuallyDrop::new((PerProcess::new(with_a_thread), pool(&server)));
@@ -92,6 +98,11 @@ fn without_the_net_a_pool_of_r2d2_is_shared() {
 #[test]
 fn deadpool_on_an_inherited_runtime_with_a_thread_hangs() {
     clean_process(|| with_deadpool_on(Net::On, with_a_thread).assert_protected(Heals::Hangs));
+}
+
+#[test]
+fn deadpool_on_an_inherited_runtime_without_threads_heals_at_once() {
+    clean_process(|| with_deadpool_on_an_inherited_runtime(Net::On).assert_protected(Heals::AtOnce));
 }
 
 #[test]

@@ -38,6 +38,7 @@ mod made_here;
 mod managers;
 mod names;
 mod net;
+mod net_epoll;
 mod net_origin;
 mod nginx;
 mod observe;

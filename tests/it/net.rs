@@ -64,12 +64,6 @@ fn fill(mut stream: &TcpStream) {
     while stream.write(&[0; 65536]).is_ok() {}
 }
 
-fn number_of_events(epoll: &OwnedFd) -> i32 {
-    let mut event = libc::epoll_event { events: 0, u64: 0 };
-    // SAFETY: room for one event.
-    unsafe { libc::epoll_wait(epoll.as_raw_fd(), &raw mut event, 1, testing::patience().as_millis() as i32) }
-}
-
 /// To a million, or as far as this machine permits. Returns how far.
 fn raise_limit() -> RawFd {
     let mut limit = libc::rlimit { rlim_cur: 1_000_000, rlim_max: 1_000_000 };
@@ -402,63 +396,6 @@ fn where_the_kernel_says_nothing_of_a_connection_its_port_does() {
         match kit::fork() {
             None => kit::leave(|| assert!(is_dead(&connected.made) && !is_dead(&connected.accepted))),
             Some(child) => assert_eq!(kit::exit_code(child), 0),
-        }
-    });
-}
-
-/// The registration belongs to the parent's file, which the child has let go of without a word.
-#[test]
-fn an_epoll_of_the_parent_goes_on_watching() {
-    clean_process(|| {
-        Policy::tcp().set().unwrap();
-        let Connected { mut made, mut accepted, .. } = connected();
-        // SAFETY: takes numbers and an event of ours; the epoll is ours.
-        let epoll = unsafe {
-            let epoll = OwnedFd::from_raw_fd(libc::epoll_create1(libc::EPOLL_CLOEXEC));
-            let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 7 };
-            assert_eq!(libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, made.as_raw_fd(), &raw mut event), 0);
-            epoll
-        };
-        let watched = || {
-            let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", epoll.as_raw_fd())).unwrap();
-            info.lines().filter(|line| line.starts_with("tfd")).map(str::to_owned).collect::<Vec<_>>()
-        };
-        let before = watched();
-        for _ in 0..10 {
-            testing::child(|| assert!(is_dead(&made))).join();
-            assert_eq!(watched(), before);
-            accepted.write_all(b"x").unwrap();
-            assert_eq!(number_of_events(&epoll), 1);
-            made.read_exact(&mut [0]).unwrap();
-        }
-    });
-}
-
-#[test]
-fn a_tokio_of_the_parent_goes_on() {
-    clean_process(|| {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        Policy::tcp().set().unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let Connected { made, mut accepted, .. } = connected();
-        made.set_nonblocking(true).unwrap();
-        let made = runtime.block_on(async { tokio::net::TcpStream::from_std(made).unwrap() });
-        let number = made.as_raw_fd();
-        let made = std::sync::Mutex::new(made);
-        for _ in 0..10 {
-            testing::child(|| assert_eq!(fork::inherited().connections[0].descriptor, number)).join();
-            thread::scope(|scope| {
-                let reading = scope.spawn(|| {
-                    let mut made = made.lock().unwrap();
-                    runtime.block_on(async {
-                        made.write_all(b"q").await.unwrap();
-                        made.read_u8().await.unwrap()
-                    })
-                });
-                accepted.read_exact(&mut [0]).unwrap();
-                accepted.write_all(b"a").unwrap();
-                assert_eq!(reading.join().unwrap(), b'a');
-            });
         }
     });
 }

@@ -36,6 +36,12 @@ impl Dead {
         put(self.socket, fd)
     }
 
+    /// The dead socket, if one was made and there was room for it.
+    #[cfg(feature = "net")]
+    pub(super) fn socket(&self) -> Option<RawFd> {
+        self.socket
+    }
+
     /// Over an inherited eventfd.
     pub(super) fn put_eventfd_over(&mut self, fd: RawFd) {
         if self.eventfd.is_none() {

@@ -175,6 +175,36 @@ pub(super) fn open_folder(birth: Birth) -> Option<RawFd> {
     open(path, libc::O_RDONLY | libc::O_DIRECTORY)
 }
 
+/// What the kernel tells of one of these descriptors.
+pub(super) fn open_info(birth: Birth, fd: super::epolls::Path) -> Option<RawFd> {
+    let folder = match birth {
+        Birth::Handler => c"/proc/self/fdinfo",
+        Birth::FirstCall => c"/proc/thread-self/fdinfo",
+    };
+    let folder = open(folder, libc::O_PATH | libc::O_DIRECTORY)?;
+    // SAFETY: a string that ends with a zero byte; takes no other memory.
+    let fd = unsafe { libc::syscall(libc::SYS_openat, folder, fd.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC, 0) };
+    super::sys::close(folder);
+    RawFd::try_from(fd).ok().filter(|&fd| fd >= 0)
+}
+
+/// How much was read.
+pub(super) fn read(fd: RawFd, into: &mut [u8]) -> Option<usize> {
+    // SAFETY: the pointer and the length are those of a slice.
+    usize::try_from(unsafe { libc::syscall(libc::SYS_read, fd, into.as_mut_ptr(), into.len()) }).ok()
+}
+
+/// `None` if it is closed. Asked by taking something off it that it does not watch: no epoll watches what this process has just made, `other`.
+pub(super) fn is_epoll(fd: RawFd, other: RawFd) -> Option<bool> {
+    let nothing = std::ptr::null_mut();
+    // SAFETY: for this there is no event; wrong numbers are errors.
+    unsafe { libc::epoll_ctl(fd, libc::EPOLL_CTL_DEL, other, nothing) };
+    match errno() {
+        libc::EBADF => None,
+        error => Some(error == libc::ENOENT),
+    }
+}
+
 /// In a full table, as far beyond it as this process may have numbers.
 fn open(path: &CStr, flags: libc::c_int) -> Option<RawFd> {
     let open = || {

@@ -9,10 +9,11 @@
 //!
 //! The files, bottom first: [`calls`] is the system calls, [`numbers`] finds the open descriptors, [`peer`] says where a
 //! connection leads, [`origin`] who made it, as far as the kernel has counted, [`witnesses`] where it has not, [`rules`] what is wanted,
-//! [`found`] is the table of what was found, [`tell`] says it,
+//! [`epolls`] what becomes of event loops, [`found`] is the table of what was found, [`tell`] says it,
 //! and [`output`] is where.
 
 mod calls;
+mod epolls;
 pub(in crate::fork) mod found;
 mod numbers;
 mod origin;
@@ -74,6 +75,9 @@ pub(super) fn sweep(birth: Birth, parent: u32, dead: &mut Dead) {
         }
         !matches!(socket, Socket::Closed)
     });
+    if let Some(dead) = dead.socket().filter(|_| found::total() > 0 && rules.mode == Mode::Disown) {
+        epolls::replace(birth, dead);
+    }
     tell::all(rules, parent);
     if rules.mode == Mode::Deny && found::total() > 0 {
         calls::exit(DENIED);
