@@ -1,5 +1,6 @@
 //! What becomes of event loops whose connections are disowned.
 
+use crate::kit;
 use crate::net::{Connected, connected, is_dead};
 use forksafe::fork::{self, net::Policy};
 use forksafe::testing::{self, clean_process};
@@ -101,6 +102,22 @@ fn two_numbers_of_a_loop_are_two_numbers_of_the_childs() {
             }
         })
         .join();
+    });
+}
+
+/// As in a container.
+#[test]
+fn where_nobody_may_ask_what_a_loop_watches_it_is_read() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        let connected = connected();
+        let epoll = Epoll::new();
+        epoll.watch(&connected.made, MADE);
+        kit::deny(libc::SYS_kcmp, None, libc::EPERM);
+        match kit::fork() {
+            None => kit::leave(|| assert_eq!(epoll.news(false), [MADE].into())),
+            Some(child) => assert_eq!(kit::exit_code(child), 0),
+        }
     });
 }
 

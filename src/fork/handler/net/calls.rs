@@ -205,6 +205,20 @@ pub(super) fn is_epoll(fd: RawFd, other: RawFd) -> Option<bool> {
     }
 }
 
+/// Whether an epoll watches something under a number. `None` if it cannot be asked. `any` is an open number.
+pub(super) fn watches_number(epoll: RawFd, number: RawFd, any: RawFd) -> Option<bool> {
+    const KCMP_EPOLL_TFD: libc::c_int = 7;
+    // `struct kcmp_epoll_slot`: the epoll, the number, and which of those of that number.
+    let slot = [epoll, number, 0];
+    let own = super::sys::pid();
+    // SAFETY: the slot is ours; wrong numbers are errors.
+    match unsafe { libc::syscall(libc::SYS_kcmp, own, own, KCMP_EPOLL_TFD, any, slot.as_ptr()) } {
+        0.. => Some(true),
+        _ if errno() == libc::ENOENT => Some(false),
+        _ => None,
+    }
+}
+
 /// In a full table, as far beyond it as this process may have numbers.
 fn open(path: &CStr, flags: libc::c_int) -> Option<RawFd> {
     let open = || {
