@@ -386,6 +386,27 @@ fn what_is_found_in_a_full_table_is_told_in_a_file() {
     });
 }
 
+/// As a sandbox lowers it; and perhaps nobody may ask what it is.
+#[test]
+fn a_limit_far_below_the_numbers_hides_none() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        let connected = connected();
+        let far = copy_to(&connected.made, 900);
+        let limit = libc::rlimit { rlim_cur: 3, rlim_max: 3 };
+        let found = || match kit::fork() {
+            None => kit::leave(|| assert_eq!(fork::inherited().connections[1].descriptor, far.as_raw_fd())),
+            Some(child) => assert_eq!(kit::exit_code(child), 0),
+        };
+        kit::hide_proc();
+        // SAFETY: `limit` is ours.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+        found();
+        kit::deny(libc::SYS_prlimit64, None, libc::EPERM);
+        found();
+    });
+}
+
 /// Because a container forbids the question. Then the port has to tell.
 #[test]
 fn where_the_kernel_says_nothing_of_a_connection_its_port_does() {
@@ -530,6 +551,44 @@ fn a_child_that_may_touch_nothing_has_not_inherited_what_its_parent_has() {
         });
         assert_eq!(child.join(), 0);
         drop(connected);
+    });
+}
+
+/// Nobody is left to be asked who made it: it may be a sibling's as well. Init, whose child it is now, never had it.
+#[test]
+fn what_a_parent_had_that_has_ended_is_inherited() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        let (address, _kept) = server();
+        let steps = Steps::new(&["dead", "shared"]);
+        let looks = || {
+            let connection = TcpStream::connect(address).unwrap();
+            let parent = std::process::id();
+            if kit::raw_fork().is_none() {
+                kit::leave(|| {
+                    testing::wait_until("the parent has ended", || std::os::unix::process::parent_id() != parent);
+                    fork::enter();
+                    steps.take(if is_dead(&connection) { "dead" } else { "shared" });
+                });
+            }
+        };
+        // SAFETY: takes a number.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWPID) }, 0, "this test needs root");
+        // The first child is init, for whose children it waits.
+        match kit::fork() {
+            None => kit::leave(|| {
+                let program = kit::fork().unwrap_or_else(|| {
+                    kit::leave(|| {
+                        let child = kit::raw_fork().unwrap_or_else(|| kit::leave(looks));
+                        assert_eq!(kit::exit_code(child), 0);
+                        testing::wait_until("it has looked", || steps.taken("dead") + steps.taken("shared") > 0);
+                    })
+                });
+                assert_eq!(kit::exit_code(program), 0);
+            }),
+            Some(init) => assert_eq!(kit::exit_code(init), 0),
+        }
+        assert_eq!((steps.taken("dead"), steps.taken("shared")), (1, 0));
     });
 }
 

@@ -6,7 +6,7 @@ use forksafe::fork::net::Policy;
 use forksafe::testing::{self, clean_process};
 use std::io::{ErrorKind, Read, Write};
 use std::mem;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, Shutdown, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -72,6 +72,46 @@ fn an_answer_on_a_connection_that_is_over_is_not_for_a_child() {
         let mut answer = [0; 6];
         made.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"answer");
+    });
+}
+
+/// After both ends have said so. Its server may hand it on with a question in it.
+#[test]
+fn an_accepted_connection_that_is_over_is_left_alone_whoever_ended_it_first() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        for accepted_ends_first in [false, true] {
+            let Connected { listener: _listener, mut made, mut accepted } = connected();
+            made.write_all(b"question").unwrap();
+            let (first, second) = if accepted_ends_first { (&accepted, &made) } else { (&made, &accepted) };
+            first.shutdown(Shutdown::Write).unwrap();
+            second.shutdown(Shutdown::Write).unwrap();
+            testing::wait_until("it is over", || accepted.peer_addr().is_err());
+            let found = testing::child(|| {
+                let mut question = [0; 8];
+                accepted.read_exact(&mut question).unwrap();
+                assert_eq!(&question, b"question");
+                forksafe::fork::inherited().connections.iter().map(|one| one.descriptor).collect::<Vec<_>>()
+            });
+            assert_eq!(found.join(), [made.as_raw_fd()]);
+        }
+    });
+}
+
+/// A server that pauses: it will listen again.
+#[test]
+fn a_listener_that_was_shut_down_is_left_alone() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = || {
+            // SAFETY: takes numbers.
+            assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 1) }, 0, "{}", std::io::Error::last_os_error());
+        };
+        // SAFETY: takes numbers.
+        assert_eq!(unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR) }, 0);
+        testing::child(listen).join();
+        listen();
     });
 }
 
@@ -147,7 +187,6 @@ fn a_client_that_has_a_name_is_no_server_and_its_server_no_client() {
 #[test]
 fn numbers_below_three_are_left_to_programs_that_are_executed_and_to_nobody_else() {
     clean_process(|| {
-        Policy::tcp().set().unwrap();
         let connected = connected();
         let put_at_0 = |flags| {
             // SAFETY: takes numbers; nobody reads from standard input here.
@@ -160,6 +199,15 @@ fn numbers_below_three_are_left_to_programs_that_are_executed_and_to_nobody_else
             });
             found.join()
         };
+        // What was there when the policy was set stays, whatever its flags: Node sets them, and has it inherited all the same.
+        testing::child(|| {
+            put_at_0(0);
+            Policy::tcp().set().unwrap();
+            put_at_0(libc::O_CLOEXEC);
+            assert_eq!(found(), [connected.made.as_raw_fd()]);
+        })
+        .join();
+        Policy::tcp().set().unwrap();
         put_at_0(0);
         assert_eq!(found(), [connected.made.as_raw_fd()]);
         put_at_0(libc::O_CLOEXEC);

@@ -55,7 +55,7 @@
 //!   say nothing (kernels before 4.19, emulators, packets that could not be queued, a connection that ends), a connection counts
 //!   as accepted if this process listens at its local port, or if that port is none that the kernel gives to clients and `SO_REUSEADDR` is
 //!   set, as servers do. Of unix streams the peer's name tells, and whether this process listens under their own.
-//! - Descriptors 0 to 2 that are not close-on-exec, listening sockets, sockets that are bound and not connected, socket pairs, pipes,
+//! - Descriptors 0 to 2, if they are what they were when the policy was set or are not close-on-exec; listening sockets, sockets that are bound and not connected, socket pairs, pipes,
 //!   files, epolls.
 //! - What is kept: by its peer ([`Policy::keep`]), its number ([`Policy::keep_descriptor`]), the program ([`Policy::keep_program`]), or for a
 //!   while ([`keep`]).
@@ -85,10 +85,12 @@
 //! - *Who connected, always.* What counts for a server where the kernel's counts say nothing can be true of a client, too: one that has
 //!   bound itself to a low port, with `SO_REUSEADDR`. And a server at a port that is given to clients, that has closed its listener, is
 //!   taken for one. CRIU's restored connections have no counts.
+//!   Where `getsockopt` is forbidden altogether nothing can be told, and nothing is taken.
 //! - *What a child opened before the net ran.* A child made by libc's `fork` is swept before `fork` returns; only another library's
 //!   fork handler can come before that, and what such a handler connects is swept, too. A child made by `_Fork` or a raw `clone` is
 //!   swept at its first call into this crate ([`enter`](super::enter)); what its parent does not have under the same number it has opened
-//!   itself, and that is left alone. If the parent has ended by then, or may not be asked (`kcmp`), all is swept.
+//!   itself, and that is left alone. If the process from which this one was made, as far as it is known, has ended by then, or may not be
+//!   asked (`kcmp`), all is swept.
 //! - *Clients that cannot bear it.* A write to a dead socket is `EPIPE`, and a `SIGPIPE` for those who do not ignore it, as with a
 //!   server that has gone away. A client that takes no notice of errors goes on taking none.
 //! - *What another copy of this crate knows.* In a Rust program under the preloaded library there are two. With a [`Policy`] of its own

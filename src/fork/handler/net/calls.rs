@@ -231,7 +231,7 @@ fn open(path: &CStr, flags: libc::c_int) -> Option<RawFd> {
         if errno() != libc::EMFILE {
             return None;
         }
-        let limit = descriptor_limit();
+        let limit = descriptor_limit()?;
         set_descriptor_limit(libc::rlimit { rlim_cur: limit.rlim_max, ..limit });
         let opened = open();
         set_descriptor_limit(limit);
@@ -285,25 +285,25 @@ fn number(name: &[u8]) -> Option<RawFd> {
     None
 }
 
-/// No number from this on is asked for.
+/// No number from this on is asked for: that takes a tenth of a second.
 const MOST: RawFd = 1 << 20;
 
 /// The number below which all descriptors lie. A child's table is no larger than its highest descriptor asks for, and its size is found by
 /// asking: `pselect` passes over what is beyond the table, and says of a closed number within it that it is wrong. Where it does not say
 /// so there is the limit, if that has never been lowered.
 pub(super) fn end_of_table() -> RawFd {
-    let limit = RawFd::try_from(descriptor_limit().rlim_max).unwrap_or(MOST).min(MOST);
-    let Some(bits) = Bits::new() else { return limit };
+    let limit = || descriptor_limit().and_then(|limit| RawFd::try_from(limit.rlim_max).ok()).unwrap_or(MOST).min(MOST);
+    let Some(bits) = Bits::new() else { return limit() };
     let mut size = 64;
-    while size < limit {
+    while size < MOST {
         match bits.select(size) {
             Selected::Beyond => return size,
             Selected::Closed => size *= 2,
             Selected::Unknown if is_open(size) => size *= 2,
-            Selected::Unknown => return limit,
+            Selected::Unknown => return limit(),
         }
     }
-    limit
+    MOST
 }
 
 enum Selected {
@@ -355,16 +355,18 @@ impl Drop for Bits {
     }
 }
 
-fn descriptor_limit() -> libc::rlimit {
+fn descriptor_limit() -> Option<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is ours.
-    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    limit
+    let (this, none) = (0, std::ptr::null::<libc::rlimit>());
+    // SAFETY: `limit` is ours, and nothing is set.
+    let failed = unsafe { libc::syscall(libc::SYS_prlimit64, this, libc::RLIMIT_NOFILE, none, &raw mut limit) != 0 };
+    (!failed).then_some(limit)
 }
 
 fn set_descriptor_limit(limit: libc::rlimit) {
-    // SAFETY: `limit` is ours.
-    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    let (this, none) = (0, std::ptr::null_mut::<libc::rlimit>());
+    // SAFETY: `limit` is ours, and nothing is asked.
+    unsafe { libc::syscall(libc::SYS_prlimit64, this, libc::RLIMIT_NOFILE, &raw const limit, none) };
 }
 
 /// At once.

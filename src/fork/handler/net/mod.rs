@@ -64,7 +64,7 @@ pub(super) fn sweep(birth: Birth, parent: u32, dead: &mut Dead) {
     numbers::each_open(birth, |fd| {
         let socket = calls::look(fd);
         if let Some(peer) = unwanted(fd, &socket, rules, &mut witnesses)
-            && !is_for_a_program(fd)
+            && !is_standard(fd, rules)
             && !is_somebodys(fd)
             && parents.may_have(fd)
         {
@@ -105,10 +105,11 @@ fn unwanted(fd: RawFd, socket: &Socket, rules: &Rules, witnesses: &mut Witnesses
     (rules.want(&peer) && !rules.keep(fd, &peer)).then_some(peer)
 }
 
-/// Descriptors 0 to 2, if they are to go on into a program that is executed: then somebody has put them there. In a daemon that has closed
-/// its own, they are as good as any other number.
-fn is_for_a_program(fd: RawFd) -> bool {
-    fd <= libc::STDERR_FILENO && !calls::closes_on_exec(fd)
+/// Descriptors 0 to 2, if they are what they were when the policy was set, or go on into programs that are executed: somebody has put them
+/// there. In a daemon that has closed its own they are as good as any other number.
+fn is_standard(fd: RawFd, rules: &Rules) -> bool {
+    let Some(was) = usize::try_from(fd).ok().and_then(|number| rules.standard.get(number)) else { return false };
+    !calls::closes_on_exec(fd) || was.is_some() && *was == calls::file(fd)
 }
 
 /// Kept by its descriptor, or registered in this very process: another library's handler may have asked before ours, and then
@@ -144,7 +145,7 @@ fn put_over(dead: &mut Dead, fd: RawFd) {
 /// Whom a child can ask what was there before it. One that is made by libc's fork has had no time to open anything.
 enum Parents {
     NoNeedToAsk,
-    Ask([u32; 2]),
+    Ask { parent: u32, remembered: u32 },
 }
 
 impl Parents {
@@ -152,7 +153,7 @@ impl Parents {
         // 0 is a parent in another pid namespace, where the numbers that we know mean something else.
         match (birth, sys::parent_pid()) {
             (Birth::Handler, _) | (_, 0) => Self::NoNeedToAsk,
-            (Birth::FirstCall, parent) => Self::Ask([parent, remembered]),
+            (Birth::FirstCall, parent) => Self::Ask { parent, remembered },
         }
     }
 
@@ -160,16 +161,15 @@ impl Parents {
     /// with nobody. Where nobody can be asked (they have ended, or it is forbidden) it counts as inherited: a dead socket is an
     /// error that its owner sees, a shared one is not.
     fn may_have(&self, fd: RawFd) -> bool {
-        let Self::Ask(pids) = self else { return true };
-        let own = sys::pid();
-        let mut answered = false;
-        for &pid in pids.iter().filter(|&&pid| pid != own && pid != 0) {
-            match calls::is_same_file(fd, pid) {
-                Some(true) => return true,
-                Some(false) => answered = true,
-                None => {}
-            }
+        /// Who has lost his parent is its child, as a rule; it was not there when he was made, and knows nothing.
+        const ADOPTS: u32 = 1;
+        let &Self::Ask { parent, remembered } = self else { return true };
+        let has = |pid| if pid == 0 || pid == sys::pid() { None } else { calls::is_same_file(fd, pid) };
+        match has(parent) {
+            Some(has) if parent == remembered => has,
+            // Between the two is another, that has not looked.
+            Some(false) if parent != ADOPTS => has(remembered) == Some(true),
+            _ => true,
         }
-        !answered
     }
 }

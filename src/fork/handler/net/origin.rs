@@ -51,12 +51,11 @@ pub(super) fn count(fd: RawFd, info: &TcpInfo) -> Counts {
         SYN_SENT => Counts::Connected,
         LISTEN => Counts::Accepted,
         CLOSE if calls::local_port(fd) == Some(0) => Counts::Connected,
-        // Where a connection has failed, or was given up to make another, the kernel goes on with other numbers, as if something were
-        // to be sent.
-        CLOSE if info.segs_out == 0 && info.notsent_bytes > 0 => Counts::Connected,
+        // Where a connection has failed, or was given up to make another, or a listener was shut down, the kernel goes on with other
+        // numbers, as if something were to be sent.
+        CLOSE if info.segs_out == 0 && info.notsent_bytes > 0 => Counts::PerhapsAccepted,
         CLOSE if info.segs_out == 0 => Counts::Accepted,
-        // It is over, and what was under way is lost.
-        CLOSE => by_counts(info, 0),
+        CLOSE => when_over(info),
         ESTABLISHED | CLOSE_WAIT | FIN_WAIT_1 | FIN_WAIT_2 | LAST_ACK | CLOSING => reckon(fd, *info),
         _ => Counts::Nothing,
     }
@@ -82,21 +81,35 @@ fn counts(info: &TcpInfo) -> (u8, u64, u32, u64, u64) {
     (info.state, info.bytes_acked, info.notsent_bytes, info.bytes_sent, info.bytes_retrans)
 }
 
+/// What was under way is lost, and the end of the stream was acknowledged or not.
+fn when_over(info: &TcpInfo) -> Counts {
+    match surplus(info, 0) {
+        Some(2) => Counts::Connected,
+        Some(0 | 1) => Counts::PerhapsAccepted,
+        _ => Counts::Nothing,
+    }
+}
+
 fn by_counts(info: &TcpInfo, under_way: u64) -> Counts {
+    let end_is_acknowledged = info.state == FIN_WAIT_2;
+    match surplus(info, under_way).map(|surplus| surplus.wrapping_sub(end_is_acknowledged.into())) {
+        Some(0) => Counts::PerhapsAccepted,
+        Some(1) => Counts::Connected,
+        _ => Counts::Nothing,
+    }
+}
+
+/// How many bytes more were acknowledged than were sent: the SYN, and the end of the stream.
+fn surplus(info: &TcpInfo, under_way: u64) -> Option<u64> {
     // An emulator that counts nothing would have it that everything was accepted.
     if info.filled < mem::offset_of!(TcpInfo, filled) || info.segs_in == 0 {
-        return Counts::Nothing;
+        return None;
     }
     let end_is_under_way =
         matches!(info.state, FIN_WAIT_1 | LAST_ACK | CLOSING) && under_way > 0 && info.notsent_bytes == 0;
-    let end_is_acknowledged = info.state == FIN_WAIT_2;
     let data_under_way = under_way.wrapping_sub(end_is_under_way.into());
     let data_acked = info.bytes_sent.wrapping_sub(info.bytes_retrans).wrapping_sub(data_under_way);
-    match info.bytes_acked.wrapping_sub(data_acked).wrapping_sub(end_is_acknowledged.into()) {
-        0 => Counts::PerhapsAccepted,
-        1 => Counts::Connected,
-        _ => Counts::Nothing,
-    }
+    Some(info.bytes_acked.wrapping_sub(data_acked))
 }
 
 #[cfg(test)]

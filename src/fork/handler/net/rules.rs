@@ -52,8 +52,8 @@ pub(in crate::fork) struct Rules {
     pub(in crate::fork) kept_programs: Vec<Box<[u8]>>,
     pub(in crate::fork) mode: Mode,
     pub(in crate::fork) report: Report,
-    /// What standard error was when they were set.
-    pub(in crate::fork) standard_error: Option<File>,
+    /// What standard input, output and error were when they were set.
+    pub(in crate::fork) standard: [Option<File>; 3],
 }
 
 static RULES: AtomicPtr<Rules> = AtomicPtr::new(ptr::null_mut());
@@ -62,7 +62,7 @@ static STANDS_DOWN: AtomicBool = AtomicBool::new(false);
 
 /// Not in a handler. False if there are some already.
 pub(in crate::fork) fn set(mut rules: Rules) -> bool {
-    rules.standard_error = calls::file(libc::STDERR_FILENO);
+    rules.standard = [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO].map(calls::file);
     let rules = Box::into_raw(Box::new(rules));
     let is_first = RULES.compare_exchange(ptr::null_mut(), rules, AcqRel, Acquire).is_ok();
     if !is_first {

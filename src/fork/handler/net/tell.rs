@@ -15,7 +15,8 @@ pub(super) fn all(rules: &Rules, parent: u32) {
         return;
     }
     if (rules.mode == Mode::Deny || rules.report == Report::StandardError)
-        && let Some(output) = Output::standard_error(rules.standard_error)
+        && let [_, _, was] = rules.standard
+        && let Some(output) = Output::standard_error(was)
     {
         lines(&output, rules.mode, parent);
     }
