@@ -100,7 +100,7 @@ fn called() -> Vec<&'static str> {
     NAMES.iter().zip(&CALLS).filter_map(is_called).collect()
 }
 
-type Handler = extern "C" fn();
+type Handler = unsafe extern "C" fn();
 
 extern "C" fn go_in() {
     INSIDE.set(true);
@@ -118,13 +118,8 @@ fn watch_what_is_registered_by(register: impl FnOnce()) {
 }
 
 fn add(prepare: Handler, parent: Handler, child: Handler) {
-    let unsafe_ones = [prepare, parent, child].map(|handler| {
-        // SAFETY: what may be called may be called by those who take care.
-        unsafe { std::mem::transmute::<Handler, unsafe extern "C" fn()>(handler) }
-    });
-    let [prepare, parent, child] = unsafe_ones.map(Some);
     // SAFETY: the handlers are functions of this program, and do not unwind.
-    assert_eq!(unsafe { libc::pthread_atfork(prepare, parent, child) }, 0);
+    assert_eq!(unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) }, 0);
 }
 
 #[test]
