@@ -4,12 +4,13 @@
 //! An island: nothing in here imports from outside, so that one can check it for async-signal-safety by reading. What holds
 //! for every function of it that a handler can reach:
 //!
-//! - It calls functions of this folder, atomics, and system calls that POSIX lists as async-signal-safe or that are made raw.
+//! - It calls functions of this folder, atomics, and system calls that are made raw: under the name of libc's function there may be
+//!   another library's, with a lock in it ([`sys`]).
 //! - It takes no lock and waits for nobody. (A thread that finds another one at the work of [`birth`] yields until the
 //!   generation is there; a handler never does.)
 //! - It does not allocate, does not panic, and uses no thread-local but `errno`, which [`sys::Quiet`] puts back.
 //!
-//! What cannot be reached from a handler says so: [`page::install`], [`table::grow`], [`birth::find_out`].
+//! What cannot be reached from a handler says so, as [`page::install`], [`table::grow`], [`birth::find_out`] do.
 //!
 //! The files, bottom first: [`sys`] is the system calls. [`page`] is the word that the kernel wipes in a child, [`counters`]
 //! the forks in progress, [`table`] the registered descriptors. [`dead`] is what a child puts in their place, [`event_loop`]

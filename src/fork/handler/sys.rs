@@ -1,10 +1,14 @@
 //! The few system calls that a child may make before it has any state of its own.
 //!
-//! Everything in this file may run inside a `pthread_atfork` child handler: raw system calls or wrappers that POSIX
-//! lists as async-signal-safe; no allocation, no lock, no panic, no thread-local but libc's own `errno`, which
-//! [`Quiet`] puts back. Each function takes plain numbers: a wrong number is an error of the kernel's, never undefined
-//! behaviour, which is why they are safe functions.
+//! What does not say otherwise may run inside a `pthread_atfork` child handler: raw system calls; no allocation, no lock, no
+//! panic, no thread-local but libc's own `errno`, which [`Quiet`] puts back. Each function takes plain numbers: a wrong
+//! number is an error of the kernel's, never undefined behaviour, which is why they are safe functions.
+//!
+//! Raw, because a name of libc's need not lead to libc: a library that is preloaded puts its own function there, and that may take
+//! a lock (torsocks' `getpeername`) or ask another process (fakeroot's `fstat`). A thread of the parent may have held that lock
+//! at the fork. `tests/interposed.rs` sees to it.
 
+use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 
 /// A descriptor that an epoll watches, as `/proc/thread-self/fdinfo` shows it.
@@ -35,17 +39,23 @@ pub(in crate::fork) struct Open {
 
 /// What is behind a descriptor number, or `None` when the number is not open.
 pub(in crate::fork) fn look(fd: RawFd) -> Option<Open> {
-    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: `stat` is ours and large enough; fstat is async-signal-safe and fills it when it returns 0.
-    let stat = unsafe {
-        if libc::fstat(fd, stat.as_mut_ptr()) != 0 {
-            return None;
-        }
-        stat.assume_init()
-    };
+    let stat = stat(fd)?;
     let identity = Identity { device: stat.st_dev, inode: stat.st_ino };
     let kind = stat.st_mode & libc::S_IFMT;
     Some(Open { identity, is_socket: kind == libc::S_IFSOCK, is_pipe: kind == libc::S_IFIFO })
+}
+
+/// All that the kernel says of it. The kernel's structure is libc's on these architectures, and on the others nobody has looked.
+pub(super) fn stat(fd: RawFd) -> Option<libc::stat> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
+    // SAFETY: `stat` is ours and what the kernel writes.
+    let failed = unsafe { libc::syscall(libc::SYS_fstat, fd, stat.as_mut_ptr()) } != 0;
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
+    // SAFETY: `stat` is ours and large enough.
+    let failed = unsafe { libc::fstat(fd, stat.as_mut_ptr()) } != 0;
+    // SAFETY: it is filled when 0 is returned.
+    (!failed).then(|| unsafe { stat.assume_init() })
 }
 
 /// Whether a number is open and is that socket, or that other thing.
@@ -53,10 +63,10 @@ pub(in crate::fork) fn is(fd: RawFd, identity: Identity) -> bool {
     look(fd).is_some_and(|open| open.identity == identity)
 }
 
-/// Whether a pipe has no name, so that nobody can open it once more.
+/// Not in a handler. Whether a pipe has no name, so that nobody can open it once more.
 pub(in crate::fork) fn is_nameless(pipe: RawFd) -> bool {
     const PIPEFS: u64 = 0x5049_5045;
-    let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    let mut stat = MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: `stat` is ours and large enough; it is filled when 0 is returned.
     unsafe { libc::fstatfs(pipe, stat.as_mut_ptr()) == 0 && stat.assume_init().f_type as u64 == PIPEFS }
 }
@@ -65,9 +75,10 @@ pub(in crate::fork) fn is_nameless(pipe: RawFd) -> bool {
 pub(in crate::fork) fn close_on_exec(fd: RawFd) {
     // SAFETY: takes numbers and no memory.
     unsafe {
-        let flags = libc::fcntl(fd, libc::F_GETFD);
-        if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
-            libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC);
+        let flags = libc::syscall(libc::SYS_fcntl, fd, libc::F_GETFD);
+        let closes = libc::c_long::from(libc::FD_CLOEXEC);
+        if flags >= 0 && flags & closes == 0 {
+            libc::syscall(libc::SYS_fcntl, fd, libc::F_SETFD, flags | closes);
         }
     }
 }
@@ -89,14 +100,13 @@ pub(in crate::fork) fn replace(from: RawFd, over: RawFd) -> bool {
 /// full.
 pub(in crate::fork) fn duplicate(fd: RawFd, at_least: RawFd) -> Option<RawFd> {
     // SAFETY: takes numbers and no memory.
-    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, at_least) };
-    (copy >= 0).then_some(copy)
+    descriptor(unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, libc::c_long::from(at_least)) })
 }
 
 /// Ends a socket for every process that holds a copy of it. An error (not a socket, not connected) is of no interest.
 pub(in crate::fork) fn shutdown(fd: RawFd) {
     // SAFETY: takes numbers and no memory.
-    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+    unsafe { libc::syscall(libc::SYS_shutdown, fd, libc::SHUT_RDWR) };
 }
 
 /// Two sockets that are connected to each other.
@@ -104,7 +114,7 @@ pub(in crate::fork) fn socket_pair() -> Option<[RawFd; 2]> {
     let mut pair = [-1; 2];
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: `pair` is ours and has room for the two numbers.
-    let failed = unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) };
+    let failed = unsafe { libc::syscall(libc::SYS_socketpair, libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) };
     (failed == 0).then_some(pair)
 }
 
@@ -119,8 +129,7 @@ pub(in crate::fork) fn dead_socket() -> Option<RawFd> {
 pub(in crate::fork) fn unconnected_socket() -> Option<RawFd> {
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: takes numbers and no memory.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
-    (fd >= 0).then_some(fd)
+    descriptor(unsafe { libc::syscall(libc::SYS_socket, libc::AF_UNIX, kind, 0) })
 }
 
 /// Whether an epoll watches this file under this number. Asked by setting what is set already.
@@ -136,19 +145,17 @@ pub(in crate::fork) fn watch(epoll: RawFd, watched: Watched) {
 fn epoll_ctl(epoll: RawFd, what: libc::c_int, Watched { fd, events, token }: Watched) -> bool {
     let mut event = libc::epoll_event { events, u64: token };
     // SAFETY: `event` is ours; numbers that are no epoll, or not watched, are errors.
-    unsafe { libc::epoll_ctl(epoll, what, fd, &raw mut event) == 0 }
+    unsafe { libc::syscall(libc::SYS_epoll_ctl, epoll, what, fd, &raw mut event) == 0 }
 }
 
 pub(in crate::fork) fn epoll() -> Option<RawFd> {
     // SAFETY: takes numbers and no memory.
-    let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-    (fd >= 0).then_some(fd)
+    descriptor(unsafe { libc::syscall(libc::SYS_epoll_create1, libc::EPOLL_CLOEXEC) })
 }
 
 pub(in crate::fork) fn eventfd() -> Option<RawFd> {
     // SAFETY: takes numbers and no memory.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-    (fd >= 0).then_some(fd)
+    descriptor(unsafe { libc::syscall(libc::SYS_eventfd2, 0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })
 }
 
 /// A file in memory that swallows what is written into it; unlike an eventfd it can be told from all others.
@@ -157,12 +164,16 @@ pub(in crate::fork) fn sink() -> Option<RawFd> {
     const MFD_NOEXEC_SEAL: libc::c_uint = 8;
     [libc::MFD_CLOEXEC | MFD_NOEXEC_SEAL, libc::MFD_CLOEXEC].into_iter().find_map(|flags| {
         // SAFETY: a C string; takes no other memory.
-        let fd = unsafe { libc::syscall(libc::SYS_memfd_create, c"forksafe".as_ptr(), flags) };
-        RawFd::try_from(fd).ok().filter(|&fd| fd >= 0)
+        descriptor(unsafe { libc::syscall(libc::SYS_memfd_create, c"forksafe".as_ptr(), flags) })
     })
 }
 
-/// The monotonic clock, in milliseconds.
+/// What a system call returns that makes one.
+fn descriptor(returned: libc::c_long) -> Option<RawFd> {
+    RawFd::try_from(returned).ok().filter(|&fd| fd >= 0)
+}
+
+/// Not in a handler. The monotonic clock, in milliseconds.
 pub(in crate::fork) fn milliseconds() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is ours. The clock exists, so it is filled.
@@ -177,19 +188,19 @@ pub(in crate::fork) fn pid() -> u32 {
 
 pub(in crate::fork) fn parent_pid() -> u32 {
     // SAFETY: takes nothing and cannot fail.
-    (unsafe { libc::getppid() }) as u32
+    (unsafe { libc::syscall(libc::SYS_getppid) }) as u32
 }
 
 pub(in crate::fork) fn yield_now() {
     // SAFETY: takes nothing and cannot fail.
-    unsafe { libc::sched_yield() };
+    unsafe { libc::syscall(libc::SYS_sched_yield) };
 }
 
 /// Gives this process a descriptor table of its own. Fails in a process that has threads already.
 pub(in crate::fork) fn unshare_descriptors() -> bool {
     // SAFETY: takes numbers and no memory. CLONE_THREAD asks the kernel to refuse when there are other threads, which
     // would otherwise be left behind with the old table.
-    if unsafe { libc::unshare(libc::CLONE_THREAD | libc::CLONE_FILES) } == 0 {
+    if unsafe { libc::syscall(libc::SYS_unshare, libc::CLONE_THREAD | libc::CLONE_FILES) } == 0 {
         return true;
     }
     // Containers forbid unshare, but not this: to close no descriptor at all, in a table of one's own.
@@ -201,9 +212,16 @@ pub(in crate::fork) fn unshare_descriptors() -> bool {
 /// Each thread is a folder there, and each folder a link. (This is about all threads; so it does not matter that
 /// `/proc/self` is the first one's, which may have ended: it counts as one of them then.)
 pub(in crate::fork) fn is_single_threaded() -> bool {
-    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: a C string, and `stat` is ours and large enough; it is filled when 0 is returned.
-    unsafe { libc::stat(c"/proc/self/task".as_ptr(), stat.as_mut_ptr()) == 0 && stat.assume_init().st_nlink == 3 }
+    let path = c"/proc/self/task".as_ptr();
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
+    // SAFETY: a C string, and `stat` is ours and what the kernel writes.
+    let failed = unsafe { libc::syscall(libc::SYS_newfstatat, libc::AT_FDCWD, path, stat.as_mut_ptr(), 0) } != 0;
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
+    // SAFETY: a C string, and `stat` is ours and large enough.
+    let failed = unsafe { libc::stat(path, stat.as_mut_ptr()) } != 0;
+    // SAFETY: it is filled when 0 is returned.
+    !failed && unsafe { stat.assume_init() }.st_nlink == 3
 }
 
 /// What can be known of the descriptor table of another process.
@@ -261,10 +279,10 @@ fn set_signal_mask(mask: u64) -> u64 {
 /// One write to standard error, without the lock of std's that may have been held at the fork.
 pub(in crate::fork) fn write_stderr(text: &[u8]) {
     // SAFETY: the pointer and the length are those of a slice.
-    unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+    unsafe { libc::syscall(libc::SYS_write, libc::STDERR_FILENO, text.as_ptr(), text.len()) };
 }
 
-/// Which second it is by the wall clock: the cheapest look at a clock that there is, without a system call.
+/// Not in a handler. Which second it is by the wall clock: the cheapest look at a clock that there is, without a system call.
 #[inline]
 pub(crate) fn wall_second() -> i64 {
     // SAFETY: a null pointer is not written to.

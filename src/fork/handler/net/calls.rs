@@ -1,4 +1,4 @@
-//! The system calls of the net. As those of [`sys`](crate::fork::handler::sys): plain numbers in, nothing but `errno` touched.
+//! The system calls of the net. As those of [`sys`](crate::fork::handler::sys): plain numbers in, raw, nothing but `errno` touched.
 
 use crate::fork::handler::disown::Birth;
 use std::ffi::CStr;
@@ -50,8 +50,8 @@ pub(super) fn look(fd: RawFd) -> Socket {
     let mut size = ROOM as libc::socklen_t;
     // SAFETY: `info` is ours and has `ROOM` bytes; a wrong number is an error.
     let failed = unsafe {
-        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut size) != 0
-    };
+        libc::syscall(libc::SYS_getsockopt, fd, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr(), &raw mut size)
+    } != 0;
     if !failed {
         // SAFETY: all of it is plain numbers, and it was zeroed.
         let mut info = unsafe { info.assume_init() };
@@ -74,14 +74,14 @@ pub(super) fn tells_closed() -> bool {
 
 pub(super) fn is_open(fd: RawFd) -> bool {
     // SAFETY: takes numbers and no memory.
-    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+    unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_GETFD) >= 0 }
 }
 
 /// Bytes that were written and are not acknowledged.
 pub(super) fn unacknowledged(fd: RawFd) -> Option<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: `bytes` is ours; a wrong number is an error.
-    let failed = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes) != 0 };
+    let failed = unsafe { libc::syscall(libc::SYS_ioctl, fd, libc::TIOCOUTQ, &raw mut bytes) != 0 };
     if failed { None } else { u64::try_from(bytes).ok() }
 }
 
@@ -89,12 +89,12 @@ pub(super) fn unacknowledged(fd: RawFd) -> Option<u64> {
 pub(super) type Address = (libc::sockaddr_storage, usize);
 
 pub(super) fn peer_address(fd: RawFd) -> Option<Address> {
-    address(fd, libc::getpeername)
+    address(fd, libc::SYS_getpeername)
 }
 
 /// Without a name it has no more than its family.
 pub(super) fn local_address(fd: RawFd) -> Option<Address> {
-    address(fd, libc::getsockname)
+    address(fd, libc::SYS_getsockname)
 }
 
 /// 0 if it has none yet.
@@ -109,14 +109,13 @@ pub(super) fn local_port(fd: RawFd) -> Option<u16> {
     }
 }
 
-type Ask = unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
-
-fn address(fd: RawFd, ask: Ask) -> Option<Address> {
+/// `ask` is one of the two calls that write an address.
+fn address(fd: RawFd, ask: libc::c_long) -> Option<Address> {
     // SAFETY: addresses are plain numbers.
     let mut address: libc::sockaddr_storage = unsafe { mem::zeroed() };
     let mut size = mem::size_of_val(&address) as libc::socklen_t;
     // SAFETY: `address` is ours and `size` says how large; a wrong number is an error.
-    let failed = unsafe { ask(fd, (&raw mut address).cast(), &raw mut size) != 0 };
+    let failed = unsafe { libc::syscall(ask, fd, &raw mut address, &raw mut size) != 0 };
     (!failed).then(|| (address, (size as usize).min(mem::size_of_val(&address))))
 }
 
@@ -137,19 +136,20 @@ fn option(fd: RawFd, which: libc::c_int) -> Option<libc::c_int> {
     let mut value: libc::c_int = 0;
     let mut size = mem::size_of_val(&value) as libc::socklen_t;
     // SAFETY: `value` is ours and `size` says how large; a wrong number is an error.
-    let failed = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, which, (&raw mut value).cast(), &raw mut size) != 0 };
+    let failed =
+        unsafe { libc::syscall(libc::SYS_getsockopt, fd, libc::SOL_SOCKET, which, &raw mut value, &raw mut size) != 0 };
     (!failed).then_some(value)
 }
 
 pub(super) fn closes_on_exec(fd: RawFd) -> bool {
     // SAFETY: takes numbers and no memory.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
-    flags < 0 || flags & libc::FD_CLOEXEC != 0
+    let flags = unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_GETFD) };
+    flags < 0 || flags & libc::c_long::from(libc::FD_CLOEXEC) != 0
 }
 
 pub(super) fn keep_on_exec(fd: RawFd) {
     // SAFETY: takes numbers and no memory.
-    unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+    unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_SETFD, 0) };
 }
 
 /// Whether a process has the very same open file under this number. `None` if it cannot be asked.
@@ -196,9 +196,9 @@ pub(super) fn read(fd: RawFd, into: &mut [u8]) -> Option<usize> {
 
 /// `None` if it is closed. Asked by taking something off it that it does not watch: no epoll watches what this process has just made, `other`.
 pub(super) fn is_epoll(fd: RawFd, other: RawFd) -> Option<bool> {
-    let nothing = std::ptr::null_mut();
+    let nothing = std::ptr::null_mut::<libc::epoll_event>();
     // SAFETY: for this there is no event; wrong numbers are errors.
-    unsafe { libc::epoll_ctl(fd, libc::EPOLL_CTL_DEL, other, nothing) };
+    unsafe { libc::syscall(libc::SYS_epoll_ctl, fd, libc::EPOLL_CTL_DEL, other, nothing) };
     match errno() {
         libc::EBADF => None,
         error => Some(error == libc::ENOENT),
@@ -257,7 +257,7 @@ pub(super) fn next_open(folder: RawFd, from: RawFd) -> Next {
     let mut room = Room([0; 64]);
     // SAFETY: `room` is ours and its size is said; wrong numbers are errors.
     let read = unsafe {
-        if libc::lseek(folder, libc::off_t::from(from) + 2, libc::SEEK_SET) < 0 {
+        if libc::syscall(libc::SYS_lseek, folder, libc::off_t::from(from) + 2, libc::SEEK_SET) < 0 {
             return Next::Unknown;
         }
         libc::syscall(libc::SYS_getdents64, folder, room.0.as_mut_ptr(), room.0.len())
@@ -371,8 +371,10 @@ fn set_descriptor_limit(limit: libc::rlimit) {
 
 /// At once.
 pub(super) fn exit(code: i32) -> ! {
-    // SAFETY: ends the process.
-    unsafe { libc::_exit(code) }
+    loop {
+        // SAFETY: ends the process.
+        unsafe { libc::syscall(libc::SYS_exit_group, code) };
+    }
 }
 
 fn errno() -> libc::c_int {
@@ -401,14 +403,7 @@ pub(in crate::fork) struct File {
 }
 
 pub(super) fn file(fd: RawFd) -> Option<File> {
-    let mut stat = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: `stat` is ours and large enough; it is filled when 0 is returned.
-    let stat = unsafe {
-        if libc::fstat(fd, stat.as_mut_ptr()) != 0 {
-            return None;
-        }
-        stat.assume_init()
-    };
+    let stat = super::sys::stat(fd)?;
     let kind = stat.st_mode & libc::S_IFMT;
     Some(File { device: stat.st_dev, inode: stat.st_ino, represents: stat.st_rdev, kind })
 }
@@ -416,14 +411,14 @@ pub(super) fn file(fd: RawFd) -> Option<File> {
 /// Whether it was opened to append, and goes on into programs that are executed.
 pub(super) fn is_log(fd: RawFd) -> bool {
     // SAFETY: takes numbers and no memory.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    flags >= 0 && flags & libc::O_APPEND != 0 && !closes_on_exec(fd)
+    let flags = unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_GETFL) };
+    flags >= 0 && flags & libc::c_long::from(libc::O_APPEND) != 0 && !closes_on_exec(fd)
 }
 
 pub(super) fn is_terminal(fd: RawFd) -> bool {
     let mut settings = MaybeUninit::<libc::termios>::uninit();
     // SAFETY: `settings` is ours, and larger than what the kernel writes; a wrong number is an error.
-    unsafe { libc::ioctl(fd, libc::TCGETS, settings.as_mut_ptr()) == 0 }
+    unsafe { libc::syscall(libc::SYS_ioctl, fd, libc::TCGETS, settings.as_mut_ptr()) == 0 }
 }
 
 const TO_WRITE: libc::c_int = libc::O_WRONLY | libc::O_NOCTTY | libc::O_NONBLOCK;
