@@ -321,8 +321,9 @@ impl Bits {
     fn new() -> Option<Self> {
         let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: new memory, which nobody else has.
-        let memory = unsafe { libc::mmap(std::ptr::null_mut(), Self::SIZE, access, kind, -1, 0) };
-        (memory != libc::MAP_FAILED).then_some(Self(memory.cast()))
+        let memory = unsafe { libc::syscall(libc::SYS_mmap, 0_usize, Self::SIZE, access, kind, -1, 0_usize) };
+        // An error is a small negative number.
+        (memory > 0).then_some(Self(memory as *mut u64))
     }
 
     /// Of a number below [`MOST`]. A file that is there would be polled, which is not innocent: so that is looked at before.
@@ -351,7 +352,7 @@ impl Bits {
 impl Drop for Bits {
     fn drop(&mut self) {
         // SAFETY: it is ours, and of this size.
-        unsafe { libc::munmap(self.0.cast(), Self::SIZE) };
+        unsafe { libc::syscall(libc::SYS_munmap, self.0, Self::SIZE) };
     }
 }
 
