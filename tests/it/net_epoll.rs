@@ -105,6 +105,19 @@ fn two_numbers_of_a_loop_are_two_numbers_of_the_childs() {
     });
 }
 
+/// More than are noted.
+#[test]
+fn a_loop_behind_hundreds_of_files_is_found() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        let _files: Vec<_> = (0..200).map(|_| fs::File::open("/dev/null").unwrap()).collect();
+        let connected = connected();
+        let epoll = Epoll::new();
+        epoll.watch(&connected.made, MADE);
+        testing::child(|| assert_eq!(epoll.news(false), [MADE].into())).join();
+    });
+}
+
 /// As in a container.
 #[test]
 fn where_nobody_may_ask_what_a_loop_watches_it_is_read() {

@@ -18,21 +18,41 @@ use crate::fork::handler::sys::{self, Watched};
 use std::fmt::{self, Write};
 use std::os::fd::RawFd;
 
-/// `dead` is what lies now under the numbers of what was disowned.
-pub(super) fn replace(birth: Birth, dead: RawFd) {
-    let Some(open) = sys::look(dead) else { return };
-    let dead_inode = open.identity.inode;
-    let mut made = Made::default();
-    numbers::each_open(birth, |fd| match calls::is_epoll(fd, dead) {
-        Some(true) => {
-            if may_watch_disowned(fd, dead) {
+/// What is no socket, and so may be an epoll: noted in the walk through all, so that there need not be another.
+pub(super) struct Candidates {
+    numbers: [RawFd; 128],
+    count: usize,
+}
+
+impl Candidates {
+    pub(super) fn new() -> Self {
+        Self { numbers: [-1; 128], count: 0 }
+    }
+
+    pub(super) fn note(&mut self, fd: RawFd) {
+        if let Some(place) = self.numbers.get_mut(self.count) {
+            *place = fd;
+        }
+        self.count = self.count.saturating_add(1);
+    }
+
+    /// `dead` is what lies now under the numbers of what was disowned.
+    pub(super) fn replace(&self, birth: Birth, dead: RawFd) {
+        let Some(open) = sys::look(dead) else { return };
+        let dead_inode = open.identity.inode;
+        let mut made = Made::default();
+        let mut look = |fd| {
+            let is_epoll = calls::is_epoll(fd, dead);
+            if is_epoll == Some(true) && may_watch_disowned(fd, dead) {
                 made.put_over(fd, birth, dead_inode);
             }
-            true
+            is_epoll.is_some()
+        };
+        match self.numbers.get(..self.count) {
+            Some(all) => all.iter().for_each(|&fd| _ = look(fd)),
+            None => numbers::each_open(birth, look),
         }
-        Some(false) => true,
-        None => false,
-    });
+    }
 }
 
 /// True if nobody may ask, or if there are more than are known by their numbers.

@@ -29,6 +29,7 @@ use super::page::{self, Word};
 use super::sys::{self, Identity};
 use super::table::{self, FREE, HANDED_ON, WITHDRAWN};
 use calls::Socket;
+use epolls::Candidates;
 use found::Found;
 use origin::Counts;
 use peer::Peer;
@@ -61,8 +62,12 @@ pub(super) fn sweep(birth: Birth, parent: u32, dead: &mut Dead) {
     let Some(rules) = rules::get() else { return };
     let parents = Parents::of(birth, parent);
     let mut witnesses = Witnesses::new(birth);
+    let mut candidates = Candidates::new();
     numbers::each_open(birth, |fd| {
         let socket = calls::look(fd);
+        if matches!(socket, Socket::None) {
+            candidates.note(fd);
+        }
         if let Some(peer) = unwanted(fd, &socket, rules, &mut witnesses)
             && !is_standard(fd, rules)
             && !is_somebodys(fd)
@@ -76,7 +81,7 @@ pub(super) fn sweep(birth: Birth, parent: u32, dead: &mut Dead) {
         !matches!(socket, Socket::Closed)
     });
     if let Some(dead) = dead.socket().filter(|_| found::total() > 0 && rules.mode == Mode::Disown) {
-        epolls::replace(birth, dead);
+        candidates.replace(birth, dead);
     }
     tell::all(rules, parent);
     if rules.mode == Mode::Deny && found::total() > 0 {
