@@ -35,7 +35,8 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A program that cannot be changed, in whatever language, is run under `forksafe-run`, which loads the same net into it.
+//! A program that cannot be changed, in whatever language, is run under `forksafe-run`, which loads the same net into it: by `LD_PRELOAD`, which
+//! `su -`, `runuser -l`, `sudo` and `env -i` do not hand on. So it goes after those, `sudo -u www-data forksafe-run puma`.
 //!
 //! # What is taken
 //!
