@@ -485,7 +485,7 @@ fn what_the_library_does_not_get_into_is_not_run() {
 fn the_help_names_the_programs_that_are_kept() {
     let help = Command::new(&*RUN).arg("--help").output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
-    assert!(help.contains("kept without a word: ssh, rsync, git, bash.\n"), "{help}");
+    assert!(help.contains("kept without a word: ssh, rsync, git, git-*, bash, zsh, socat, pg_basebackup.\n"), "{help}");
 }
 
 #[test]
