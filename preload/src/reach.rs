@@ -52,7 +52,7 @@ fn check_program(program: &Path, elf: &Elf, library: &Path) -> Result<(), String
         None => {
             return Err(format!(
                 "{name} is linked statically, so nothing can be loaded into it; \
-                 if it only starts another (gosu, su-exec), I go after it: `gosu www-data forksafe-run puma`"
+                 if it only starts another (gosu, su-exec), forksafe-run goes after it: `gosu www-data forksafe-run puma`"
             ));
         }
         Some(loader) if is_of_another_libc(loader) => {

@@ -37,8 +37,8 @@ The same can be said in the environment: FORKSAFE_MODE=report or deny, FORKSAFE_
 A variable whose name is nearly one of these is refused. Others that begin with FORKSAFE_ are somebody else's.
 Programs that hand on what they connect, and are right to, are kept without a word: PROGRAMS.
 What nothing can be loaded into is not run: programs that are linked statically, for another C library, or setuid or the like.
-What is run without the library, if the command starts it so: by su -, runuser -l, sudo, env -i. Go after those, and after gosu and su-exec:
-gosu www-data forksafe-run puma.
+su -, runuser -l, sudo and env -i start their command without the library: put forksafe-run after them.
+So with gosu and su-exec, which are linked statically: gosu www-data forksafe-run puma.
 Exit code: the command's, 2 if it was not run.
 ";
 

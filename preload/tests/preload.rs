@@ -482,10 +482,11 @@ fn what_the_library_does_not_get_into_is_not_run() {
 }
 
 #[test]
-fn the_help_names_the_programs_that_are_kept() {
+fn the_help_names_the_programs_that_are_kept_and_those_that_lose_the_library() {
     let help = Command::new(&*RUN).arg("--help").output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     assert!(help.contains("kept without a word: ssh, rsync, git, git-*, bash, zsh, socat, pg_basebackup.\n"), "{help}");
+    assert!(help.contains("su -, runuser -l, sudo and env -i start their command without the library"), "{help}");
 }
 
 #[test]
