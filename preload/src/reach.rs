@@ -47,8 +47,18 @@ fn check_program(program: &Path, elf: &Elf, library: &Path) -> Result<(), String
     {
         return Err(format!("{name} is for another kind of machine than {}", library.display()));
     }
-    if !elf.has_loader && !is_loader(program) {
-        return Err(format!("{name} is linked statically, so nothing can be loaded into it"));
+    let loader = elf.loader.as_deref().or_else(|| is_loader(program).then_some(program));
+    match loader {
+        None => {
+            return Err(format!(
+                "{name} is linked statically, so nothing can be loaded into it; \
+                 if it only starts another (gosu, su-exec), forksafe-run goes after it: `gosu www-data forksafe-run puma`"
+            ));
+        }
+        Some(loader) if is_of_another_libc(loader) => {
+            return Err(format!("{name} is for another C library than {}", library.display()));
+        }
+        Some(_) => {}
     }
     match more_rights(program) {
         Ok(Some(why)) => Err(format!("{name} {why}, so the loader ignores LD_PRELOAD in it")),
@@ -58,7 +68,17 @@ fn check_program(program: &Path, elf: &Elf, library: &Path) -> Result<(), String
 
 /// `/lib64/ld-linux-x86-64.so.2 PROGRAM`.
 fn is_loader(program: &Path) -> bool {
-    program.file_name().is_some_and(|name| name.as_bytes().starts_with(b"ld-") || name.as_bytes().starts_with(b"ld.so"))
+    is_named(program, &["ld-", "ld.so"])
+}
+
+/// The loader is a part of it, and each has its own name.
+fn is_of_another_libc(loader: &Path) -> bool {
+    is_named(loader, if cfg!(target_env = "musl") { &["ld-linux", "ld64.so"] } else { &["ld-musl-"] })
+}
+
+fn is_named(path: &Path, begins: &[&str]) -> bool {
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    begins.iter().any(|begin| name.starts_with(begin.as_bytes()))
 }
 
 /// Why it gets rights that this process has not, if it does.
@@ -131,8 +151,8 @@ fn interpreter(line: &[u8]) -> Option<PathBuf> {
 struct Elf {
     /// The size of its words, their order, and its kind.
     machine: ([u8; 2], [u8; 2]),
-    /// Whether it names a loader.
-    has_loader: bool,
+    /// What it names.
+    loader: Option<PathBuf>,
 }
 
 impl Elf {
@@ -145,7 +165,8 @@ impl Elf {
         }
         let machine = (bytes(head, 4)?, bytes(head, 18)?);
         if machine.0 != [if WIDE { 2 } else { 1 }, if cfg!(target_endian = "little") { 1 } else { 2 }] {
-            return Some(Self { machine, has_loader: true });
+            // That is reason enough.
+            return Some(Self { machine, loader: None });
         }
         let (table, [size, count]) = if WIDE {
             (u64::from_ne_bytes(bytes(head, 32)?), [54, 56])
@@ -153,13 +174,24 @@ impl Elf {
             (u32::from_ne_bytes(bytes(head, 28)?).into(), [42, 44])
         };
         let [size, count] = [u16::from_ne_bytes(bytes(head, size)?), u16::from_ne_bytes(bytes(head, count)?)];
-        let mut has_loader = false;
+        let word = |at| {
+            let mut word = [0; size_of::<usize>()];
+            file.read_exact_at(&mut word, at).ok().map(|()| usize::from_ne_bytes(word))
+        };
+        let mut loader = None;
         for entry in 0..count {
+            let entry = table + u64::from(size) * u64::from(entry);
             let mut kind = [0; 4];
-            file.read_exact_at(&mut kind, table + u64::from(size) * u64::from(entry)).ok()?;
-            has_loader |= u32::from_ne_bytes(kind) == PT_INTERP;
+            file.read_exact_at(&mut kind, entry).ok()?;
+            if u32::from_ne_bytes(kind) == PT_INTERP {
+                let [at, length] = if WIDE { [8, 32] } else { [4, 16] };
+                let mut path = vec![0; word(entry + length)?.min(libc::PATH_MAX as usize)];
+                file.read_exact_at(&mut path, word(entry + at)? as u64).ok()?;
+                let path = path.split(|&byte| byte == 0).next().unwrap_or_default();
+                loader = Some(OsStr::from_bytes(path).into());
+            }
         }
-        Some(Self { machine, has_loader })
+        Some(Self { machine, loader })
     }
 }
 

@@ -8,6 +8,8 @@
 
 mod programs;
 mod reach;
+mod report;
+mod wrappers;
 
 use forksafe::fork::net::Policy;
 use pico_args::Arguments;
@@ -16,7 +18,7 @@ use std::error::Error;
 use std::ffi::{CStr, CString, NulError, OsStr, OsString};
 use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::ptr;
 
 const USAGE: &str = "\
@@ -30,9 +32,13 @@ Runs a command in whose forked children every connection that their parent has m
   --keep WHAT       what is not: 10.0.0.5:6379, *:6379, unix:PATTERN, fd:7, program:NAME, with commas between
   --say WHERE       stderr, or the absolute path of a file, at whose end is written what was found
 
+--keep=WHAT is the same as --keep WHAT.
 The same can be said in the environment: FORKSAFE_MODE=report or deny, FORKSAFE_NET, FORKSAFE_KEEP, FORKSAFE_REPORT.
+A variable whose name is nearly one of these is refused. Others that begin with FORKSAFE_ are somebody else's.
 Programs that hand on what they connect, and are right to, are kept without a word: PROGRAMS.
-What nothing can be loaded into is not run: programs that are linked statically, or setuid or the like.
+What nothing can be loaded into is not run: programs that are linked statically, for another C library, or setuid or the like.
+su -, runuser -l, sudo and env -i start their command without the library: put forksafe-run after them.
+So with gosu and su-exec, which are linked statically: gosu www-data forksafe-run puma.
 Exit code: the command's, 2 if it was not run.
 ";
 
@@ -56,12 +62,9 @@ extern "C" fn main(count: libc::c_int, arguments: *const *const libc::c_char) ->
 }
 
 /// Returns only if the command was not run.
-fn run(mut arguments: Vec<OsString>) -> Result<(), Box<dyn Error>> {
-    let mut command = arguments.split_off(length_of_options(&arguments));
-    if command.first().is_some_and(|first| first == "--") {
-        command.remove(0);
-    }
-    let mut options = Arguments::from_vec(arguments);
+fn run(arguments: Vec<OsString>) -> Result<(), Box<dyn Error>> {
+    let (options, command) = split(arguments);
+    let mut options = Arguments::from_vec(options);
     if options.contains(["-h", "--help"]) {
         io::stdout().write_all(USAGE.replace("PROGRAMS", &programs::KEPT.join(", ")).as_bytes())?;
         return Ok(io::stdout().flush()?);
@@ -92,10 +95,16 @@ fn run(mut arguments: Vec<OsString>) -> Result<(), Box<dyn Error>> {
     let mut environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
     environment.extend(variables.into_iter().map(|(variable, value)| (variable.into(), value)));
     // Rather here than in the command, which would run without.
-    Policy::from_variables(environment.clone())?;
+    let policy = Policy::from_variables(environment.clone())?;
     let library = library()?;
     if let Some(file) = reach::find(program) {
         reach::check(&file, &library)?;
+    }
+    if let Some(file) = environment.get(OsStr::new("FORKSAFE_REPORT")).filter(|_| policy.is_some()) {
+        report::check(Path::new(file)).map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    if let Some(why) = wrappers::warning(&command) {
+        let _ = writeln!(io::stderr(), "forksafe-run: warning: {why}");
     }
     environment.insert("LD_PRELOAD".into(), before(library, environment.get(OsStr::new("LD_PRELOAD")).cloned())?);
     let error = execute(&command, environment)?;
@@ -121,16 +130,25 @@ fn execute(command: &[OsString], environment: BTreeMap<OsString, OsString>) -> R
     Ok(io::Error::last_os_error())
 }
 
-/// What comes after the first that is no option is the command's.
-fn length_of_options(arguments: &[OsString]) -> usize {
-    let mut length = 0;
-    while let Some(argument) = arguments.get(length).filter(|argument| argument.as_encoded_bytes().starts_with(b"-")) {
-        if argument == "--" {
-            break;
+/// What comes after the first that is no option is the command's. An option and its value are two words in what is returned.
+fn split(arguments: Vec<OsString>) -> (Vec<OsString>, Vec<OsString>) {
+    let takes_value = |option: &[u8]| SETTINGS.iter().any(|(known, _)| option == known.as_bytes());
+    let mut options = Vec::new();
+    let mut arguments = arguments.into_iter().peekable();
+    while let Some(argument) = arguments.next_if(|argument| argument.as_bytes().starts_with(b"-") && argument != "--") {
+        let word = argument.as_bytes();
+        let equals = word.iter().position(|&byte| byte == b'=').filter(|&at| takes_value(word.split_at(at).0));
+        if let Some(at) = equals {
+            let (option, value) = word.split_at(at);
+            options
+                .extend([option, value.strip_prefix(b"=").unwrap_or(value)].map(|word| OsStr::from_bytes(word).into()));
+        } else {
+            let value = if takes_value(word) { arguments.next() } else { None };
+            options.extend([argument].into_iter().chain(value));
         }
-        length += if SETTINGS.iter().any(|(option, _)| argument == option) { 2 } else { 1 };
     }
-    length.min(arguments.len())
+    let _ = arguments.next_if(|argument| argument == "--");
+    (options, arguments.collect())
 }
 
 /// Beside this program, or where libraries lie beside the folder of programs.

@@ -188,13 +188,31 @@ fn a_wrong_setting_is_said_and_nothing_is_done() {
     assert!(said.starts_with(wanted), "{said}");
     assert_eq!(loads(("FORKSAFE_NET", "tcp")), ("2".into(), String::new()));
 
-    let wanted = "forksafe: nothing is protected: FORKSAFE_MODES is no setting; there are ";
+    let wanted = "forksafe: nothing is protected: FORKSAFE_MODES is no setting: if FORKSAFE_MODE is meant, ";
     let (dead, said) = loads(("FORKSAFE_MODES", "report"));
     assert!(dead == "0" && said.starts_with(wanted), "{dead}: {said}");
-    assert_eq!(loads(("FORKSAFE_CONTROL", "1")), ("2".into(), String::new()), "it is one of the crate's tests");
+    for somebody_elses in ["FORKSAFE_PORT", "FORKSAFE_SERVICE_HOST", "FORKSAFE_ENABLED"] {
+        assert_eq!(loads((somebody_elses, "tcp://10.0.0.1:80")), ("2".into(), String::new()));
+    }
 
     refuses(Command::new(&*RUN).args(["--keep", "localhost:1", "echo", "ran"]), "localhost:1");
-    refuses(Command::new(&*RUN).args(["echo", "ran"]).env("FORKSAFE_KEEPS", "*:1"), "FORKSAFE_KEEPS is no setting; ");
+    refuses(Command::new(&*RUN).args(["echo", "ran"]).env("FORKSAFE_KEEPS", "*:1"), "FORKSAFE_KEEPS is no setting: ");
+}
+
+#[test]
+fn an_option_and_its_value_are_two_words_or_one() {
+    assert_eq!(prints(&["--net=off"], WHAT_IS_DEAD), "0");
+    assert_eq!(prints(&["--keep=127.0.0.1", "--net=tcp"], WHAT_IS_DEAD), "0");
+    assert_eq!(prints(&["--keep=unix:a=b", "--"], WHAT_IS_DEAD), "2", "the first = only");
+    let output = python(&["--say=stderr", "--report"], WHAT_IS_DEAD);
+    assert!(String::from_utf8_lossy(&output.stderr).ends_with(": left as it is\n"));
+    // What looks like an option is a value here.
+    refuses(Command::new(&*RUN).args(["--net", "--keep=*:1", "echo", "ran"]), "FORKSAFE_NET=--keep=*:1");
+    for wrong in ["--deny=yes", "--keeps=*:1", "-=x"] {
+        refuses(Command::new(&*RUN).args([wrong, "echo", "ran"]), &format!("{wrong:?} is no option"));
+    }
+    let own = Command::new(&*RUN).args(["--net=off", "echo", "--net=what"]).output().unwrap();
+    assert_eq!(own.stdout, b"--net=what\n");
 }
 
 /// And runs nothing.
@@ -238,6 +256,72 @@ fn a_report_through_a_link_is_refused() {
     let link = link.to_str().unwrap();
     refuses(Command::new(&*RUN).args(["--say", link, "echo", "ran"]), "nothing is reported through a symbolic link");
     fs::remove_file(link).unwrap();
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_refused_and_none_is_begun() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reports");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir(&folder).unwrap();
+    let [missing, taken, report, pipe] = ["missing/x", "taken", "report", "pipe"].map(|name| folder.join(name));
+    fs::create_dir(&taken).unwrap();
+    let say = |file: &Path| {
+        let mut command = Command::new(&*RUN);
+        command.arg("--say").arg(file).args(["echo", "ran"]);
+        command
+    };
+    refuses(&mut say(&missing), &format!("{}: No such file or directory", missing.display()));
+    refuses(&mut say(&taken), &format!("{}: Is a directory", taken.display()));
+    refuses(Command::new(&*RUN).args(["echo", "ran"]).env("FORKSAFE_REPORT", &missing), "No such file or directory");
+    refuses(&mut say(Path::new("/proc/version/x")), "Not a directory");
+    assert!(say(&report).status().unwrap().success());
+    assert!(!report.exists(), "whoever reports makes it: that may be another user");
+    fs::write(&report, "a line\n").unwrap();
+    assert!(say(&report).status().unwrap().success());
+    assert_eq!(fs::read_to_string(&report).unwrap(), "a line\n");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    assert!(say(&pipe).status().unwrap().success(), "somebody may read it later");
+    assert!(say(&missing).env("FORKSAFE_NET", "off").status().unwrap().success(), "nothing is found");
+}
+
+#[test]
+fn a_command_that_starts_another_without_the_library_is_warned_of() {
+    let shell = "case $LD_PRELOAD in *forksafe*) echo protected;; *) echo not;; esac";
+    let run = |command: &[&str]| {
+        let Output { status, stdout, stderr } = Command::new(&*RUN).args(command).output().unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert!(status.success(), "{command:?}: {stderr}");
+        let warned = stderr.contains("forksafe-run: warning: ") && stderr.contains(" without the library");
+        (String::from_utf8(stdout).unwrap().trim().to_owned(), warned)
+    };
+    let (protected, not) = (("protected".to_owned(), false), ("not".to_owned(), true));
+    for options in [&["-i"][..], &["-"], &["--ignore-environment"], &["-u", "A", "-vi"], &["--chdir=/", "-i", "B=c"]] {
+        assert_eq!(run(&[&["env"], options, &["/bin/sh", "-c", shell]].concat()), not, "{options:?}");
+    }
+    for options in [&[][..], &["-u", "i"], &["-ui"], &["A=b"], &["-C", "/", "B=c"]] {
+        let command = [&["/usr/bin/env"], options, &["/bin/sh", "-c", shell, "-i", "-"]].concat();
+        assert_eq!(run(&command), protected, "{options:?}");
+    }
+    // SAFETY: takes nothing, and cannot fail.
+    if unsafe { libc::getuid() } != 0 {
+        println!("NOT RUN: only root can change its user");
+        return;
+    }
+    for name in ["su", "runuser"] {
+        for same in
+            [&[name, "root", "-s", "/bin/sh", "-c", shell][..], &[name, "-s/bin/sh", "root", "-c", shell, "--", "-l"]]
+        {
+            assert_eq!(run(same), protected, "{same:?}");
+        }
+        for login in ["-", "-l", "--login", "-pl"] {
+            // A login's shell may say something of its own first.
+            let (said, warned) = run(&[name, login, "root", "-s", "/bin/sh", "-c", shell]);
+            assert!(said.ends_with("not") && warned, "{name} {login}: {said}");
+        }
+    }
+    let sudo = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sudo");
+    fs::copy("/bin/true", &sudo).unwrap();
+    assert!(run(&[sudo.to_str().unwrap(), "echo"]).1);
 }
 
 /// What is ignored, blocked, open and closed.
@@ -299,13 +383,28 @@ fn what_the_library_does_not_get_into_is_not_run() {
     assert!(run(&usual_true).status().unwrap().success());
     // The entry that names the loader is no longer one.
     let mut fixed = usual.clone();
-    let (table, size) = (u64::from_ne_bytes(*usual[32..].first_chunk().unwrap()) as usize, usual[54] as usize);
+    let word = |at: usize| u64::from_ne_bytes(*usual[at..].first_chunk().unwrap()) as usize;
+    let (table, size) = (word(32), usual[54] as usize);
     let entry = (0..64).map(|entry| table + entry * size).find(|&entry| usual[entry..entry + 4] == [3, 0, 0, 0]);
-    fixed[entry.unwrap()] = 0;
-    let fixed = make("static", &fixed, 0o755);
+    let entry = entry.unwrap();
+    fixed[entry] = 0;
+    let fixed_bytes = fixed;
+    let fixed = make("static", &fixed_bytes, 0o755);
     let is_static = format!("{} is linked statically", fixed.display());
     refuses(&mut run(&fixed), &is_static);
     refuses(run(&"static").env("PATH", &folder), &is_static);
+    refuses(&mut run(&fixed), "`gosu www-data forksafe-run puma`");
+    // As long as Debian's loaders are, or shorter.
+    let mut of_musl = usual.clone();
+    let (loader, length) = (word(entry + 8), word(entry + 32));
+    of_musl[loader..loader + length].fill(0);
+    of_musl[loader..][..24].copy_from_slice(b"/lib/ld-musl-x86_64.so.1");
+    let is_of_musl = "of_musl is for another C library than ";
+    refuses(&mut run(&make("of_musl", &of_musl, 0o755)), is_of_musl);
+    refuses(
+        &mut run(&make("ld-musl-x86_64.so.1", &fixed_bytes, 0o755)),
+        "ld-musl-x86_64.so.1 is for another C library than ",
+    );
     let script = |name: &str, first: String| make(name, format!("#!{first}\n").as_bytes(), 0o755);
     refuses(&mut run(&script("script", format!(" {} -x", fixed.display()))), &is_static);
     refuses(run(&script("by_env", "/usr/bin/env -S A=b static".into())).env("PATH", &folder), &is_static);
@@ -370,6 +469,10 @@ fn what_the_library_does_not_get_into_is_not_run() {
         command
     };
     assert!(as_nobody(Path::new("/bin/true")).status().unwrap().success() && library_there.exists());
+    let report = place.join("report");
+    refuses(as_nobody(Path::new("/bin/true")).env("FORKSAFE_REPORT", &report), "Permission denied");
+    fs::write(&report, "").unwrap();
+    refuses(as_nobody(Path::new("/bin/true")).env("FORKSAFE_REPORT", &report), "Permission denied");
     // SAFETY: C strings, and bytes of ours.
     let set =
         unsafe { libc::setxattr(path.as_ptr(), c"security.capability".as_ptr(), capabilities.as_ptr().cast(), 20, 0) };
@@ -379,10 +482,11 @@ fn what_the_library_does_not_get_into_is_not_run() {
 }
 
 #[test]
-fn the_help_names_the_programs_that_are_kept() {
+fn the_help_names_the_programs_that_are_kept_and_those_that_lose_the_library() {
     let help = Command::new(&*RUN).arg("--help").output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
-    assert!(help.contains("kept without a word: ssh, rsync, git, bash.\n"), "{help}");
+    assert!(help.contains("kept without a word: ssh, rsync, git, git-*, bash, zsh, socat, pg_basebackup.\n"), "{help}");
+    assert!(help.contains("su -, runuser -l, sudo and env -i start their command without the library"), "{help}");
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! Programs that connect and hand the connection to a child, and are right to. The preloaded library knows them by their names, and leaves
 //! them alone; a copy under another name shows what would become of them.
 
-use crate::host::{debian, free_port};
+use crate::host::{Host, debian, free_port};
 use crate::net::Said;
 use crate::sshd::Sshd;
 use crate::unaware::{assert_nothing_taken, run, serve};
-use forksafe::testing::{clean_process, patience};
+use forksafe::testing::{PrivatePostgres, clean_process, patience, wait_until};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -160,32 +160,125 @@ fn git_to_a_daemon() {
     });
 }
 
-/// A shell hands the connection that it has made to the programs that it starts.
+/// Where git is installed as files of many names (Debian has symbolic links), its process has that of the command.
 #[test]
-fn a_connection_of_a_shell() {
+fn git_by_the_name_of_a_command() {
     clean_process(|| {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port}; head -n 1 <&3");
-        let shell = |said: &Said, program: &Path, keep: &str| {
-            let mut shell = said.command(program);
-            let shell = shell.args(["-c", &script]).env("FORKSAFE_KEEP", keep);
-            let server = thread::spawn({
-                let listener = listener.try_clone().unwrap();
-                move || listener.accept().unwrap().0.write_all(b"a word\n")
-            });
-            let heard = shell.output().unwrap().stdout;
-            server.join().unwrap().unwrap();
-            String::from_utf8(heard).unwrap()
-        };
-        let folder = Said::new();
-        for (program, is_known) in both(&folder, "bash") {
+        let (by_server, port) = (Said::new(), free_port());
+        let git = debian("git");
+        run(Command::new(&git).current_dir(by_server.folder()).args(["init", "--quiet", "--bare", "origin"]));
+        let _daemon = serve(&by_server, port, "git", |command| {
+            command.args(["daemon", "--export-all", "--enable=receive-pack", "--reuseaddr", "--listen=127.0.0.1"]);
+            command.arg(format!("--port={port}"));
+            command.arg(format!("--base-path={}", by_server.folder().display())).arg(by_server.folder());
+        });
+        for (name, is_known) in [("git-send-pack", true), ("another_send-pack", false)] {
             let said = Said::new();
-            assert_eq!(shell(&said, &program, ""), if is_known { "a word\n" } else { "" });
+            let here = |arguments: &[&str]| {
+                let mut git = Command::new(&git);
+                git.current_dir(said.folder()).env("GIT_CONFIG_GLOBAL", "/dev/null");
+                run(git.args(["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]).args(arguments))
+            };
+            here(&["init", "--quiet"]);
+            here(&["commit", "--quiet", "--allow-empty", "-m", "a change"]);
+            let program = said.copy(&git, name);
+            // It goes by what it is called, and the library by what the file is.
+            let mut push = said.command("bash");
+            push.args(["-c", "exec -a git-send-pack \"$@\"", "bash"]).arg(program);
+            push.args([format!("git://127.0.0.1:{port}/origin"), format!("HEAD:refs/heads/{is_known}")]);
+            let pushed = push.output().unwrap();
+            assert_eq!(pushed.status.success(), is_known, "{}", String::from_utf8_lossy(&pushed.stderr));
             assert_taken(&said, is_known);
-            for keep in ["fd:3".to_owned(), format!("127.0.0.1:{port}"), "program:another_*".to_owned()] {
-                assert_eq!(shell(&Said::new(), &program, &keep), "a word\n");
-            }
+        }
+        assert_nothing_taken(&by_server);
+    });
+}
+
+/// The second of its connections is for a child, which receives the log while it copies.
+#[test]
+fn a_backup_of_a_postgres_server() {
+    clean_process(|| {
+        let (folder, server) = (Said::new(), PrivatePostgres::start_with(&[]));
+        let programs = fs::read_link(format!("/proc/{}/exe", server.pid().unwrap())).unwrap();
+        let usual = programs.with_file_name("pg_basebackup");
+        let another = folder.copy(&usual, "another_pg_basebackup");
+        for (program, is_known) in [(usual, true), (another, false)] {
+            let said = Said::new();
+            let mut backup = said.command(program);
+            backup.args(["--pgdata=backup", "--checkpoint=fast", "--no-sync", "--dbname", server.url()]);
+            let Output { status, stderr, .. } = backup.output().unwrap();
+            let errors = String::from_utf8_lossy(&stderr);
+            assert_eq!(status.success(), is_known, "{errors}");
+            assert_eq!(said.folder().join("backup/backup_manifest").exists(), is_known);
+            assert!(is_known || errors.contains("could not send replication command"), "{errors}");
+            assert_taken(&said, is_known);
         }
     });
+}
+
+/// It connects, and talks in a child.
+#[test]
+fn socat_that_forks() {
+    clean_process(|| {
+        let folder = Said::new();
+        for (program, is_known) in both(&folder, "socat") {
+            let said = Said::new();
+            // One for each, for it connects again and again.
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let _socat = Host::start(|_| {
+                let mut socat = said.command(program);
+                socat.arg(format!("TCP:{address},fork")).arg("EXEC:echo a word");
+                socat
+            });
+            let (mut peer, _) = listener.accept().unwrap();
+            peer.set_read_timeout(Some(patience())).unwrap();
+            let mut heard = String::new();
+            peer.read_to_string(&mut heard).unwrap();
+            assert_eq!(heard, if is_known { "a word\n" } else { "" });
+            if !is_known {
+                // The child says it when it has done it.
+                wait_until("the child has said it", || !said.lines().is_empty());
+            }
+            assert_taken(&said, is_known);
+        }
+    });
+}
+
+/// A shell hands the connection that it has made to the programs that it starts.
+#[track_caller]
+fn a_shell(name: &str, connect: impl Fn(u16) -> String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let script = connect(port) + "; head -n 1 <&3; true";
+    let shell = |said: &Said, program: &Path, keep: &str| {
+        let mut shell = said.command(program);
+        let shell = shell.args(["-c", &script]).env("FORKSAFE_KEEP", keep);
+        let server = thread::spawn({
+            let listener = listener.try_clone().unwrap();
+            move || listener.accept().unwrap().0.write_all(b"a word\n")
+        });
+        let heard = shell.output().unwrap().stdout;
+        server.join().unwrap().unwrap();
+        String::from_utf8(heard).unwrap()
+    };
+    let folder = Said::new();
+    for (program, is_known) in both(&folder, name) {
+        let said = Said::new();
+        assert_eq!(shell(&said, &program, ""), if is_known { "a word\n" } else { "" });
+        assert_taken(&said, is_known);
+        for keep in ["fd:3".to_owned(), format!("127.0.0.1:{port}"), "program:another_*".to_owned()] {
+            assert_eq!(shell(&Said::new(), &program, &keep), "a word\n");
+        }
+    }
+}
+
+#[test]
+fn a_connection_of_bash() {
+    clean_process(|| a_shell("bash", |port| format!("exec 3<>/dev/tcp/127.0.0.1/{port}")));
+}
+
+#[test]
+fn a_connection_of_zsh() {
+    clean_process(|| a_shell("zsh", |port| format!("zmodload zsh/net/tcp && ztcp -d 3 127.0.0.1 {port}")));
 }

@@ -80,8 +80,12 @@ impl Said {
 
     /// A copy of the program, in this folder, that the library does not know by its name.
     pub(crate) fn under_another_name(&self, program: &str) -> PathBuf {
-        let copy = self.folder().join(format!("another_{program}"));
-        fs::copy(debian(program), &copy).expect("a copy of the program");
+        self.copy(&debian(program), &format!("another_{program}"))
+    }
+
+    pub(crate) fn copy(&self, program: &Path, name: &str) -> PathBuf {
+        let copy = self.folder().join(name);
+        fs::copy(program, &copy).expect("a copy of the program");
         copy
     }
 

@@ -107,6 +107,8 @@ pub const TESTS: &[Need] = &[
     of_hosts("ssh", "openssh-client", |sh| program(sh, "ssh").is_some()),
     of_hosts("git", "git", |sh| program(sh, "git").is_some()),
     of_hosts("rsync", "rsync", |sh| program(sh, "rsync").is_some()),
+    of_hosts("socat", "socat", |sh| program(sh, "socat").is_some()),
+    of_hosts("zsh", "zsh", |sh| program(sh, "zsh").is_some()),
 ];
 
 /// What programs under the preloaded library are made of.

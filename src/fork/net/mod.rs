@@ -35,7 +35,8 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A program that cannot be changed, in whatever language, is run under `forksafe-run`, which loads the same net into it.
+//! A program that cannot be changed, in whatever language, is run under `forksafe-run`, which loads the same net into it: by `LD_PRELOAD`, which
+//! `su -`, `runuser -l`, `sudo` and `env -i` do not hand on. So it goes after those, `sudo -u www-data forksafe-run puma`.
 //!
 //! # What is taken
 //!
@@ -77,10 +78,13 @@
 //!   | --- | --- |
 //!   | `ssh` | goes to the background with it (`-f`, ControlPersist), which is to live on as a child |
 //!   | `rsync` | reads and writes in two processes, when it talks to a daemon |
-//!   | `git` | has another program write into it, when it pushes to a daemon (`git://`) |
-//!   | `bash` | hands it to the programs that it starts (`/dev/tcp`) |
+//!   | `git`, `git-*` | has another program write into it, when it pushes to a daemon (`git://`) |
+//!   | `bash`, `zsh` | hands it to the programs that it starts (`/dev/tcp`, `ztcp`) |
+//!   | `socat` | talks in a child, with `TCP:…,fork` |
+//!   | `pg_basebackup` | receives the log in a child, by a second connection (`-X stream`, the default) |
 //!
-//!   Others do the same and have to be kept by hand: `ncat --exec`, a program that connects and makes a daemon of itself, one that makes a socket and
+//!   Others do the same and have to be kept by hand: `ncat --exec`; by what their sources say `dbclient -f`, `exim -MC`, `openconnect -b` and an `lftp` that
+//!   goes to the background; a program that connects and makes a daemon of itself, one that makes a socket and
 //!   lets its child connect it. The mode [`Report`](Mode::Report) shows whether there are some.
 //! - *Who connected, always.* What counts for a server where the kernel's counts say nothing can be true of a client, too: one that has
 //!   bound itself to a low port, with `SO_REUSEADDR`. And a server at a port that is given to clients, that has closed its listener, is

@@ -59,8 +59,9 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// A setting that means nothing, with what it could be. And any other variable whose name begins with `FORKSAFE_`, if it is not empty and
-    /// not one that another part of this crate knows: with `FORKSAFE_MODES=report` nobody wants connections to be taken.
+    /// A setting that means nothing, with what it could be. And a variable that is not empty, whose name begins with a setting's or is one but for two
+    /// letters: with `FORKSAFE_MODES=report` nobody wants connections to be taken. All other names pass in silence, `FORKSAFE_ENABLED` for example; so do
+    /// those that end in `_PORT` or have `_PORT_` or `_SERVICE_` in them: Kubernetes sets `FORKSAFE_PORT` where a service is called `forksafe`.
     pub fn from_env() -> Result<Option<Self>, Error> {
         Self::from_variables(std::env::vars_os())
     }
@@ -216,8 +217,8 @@ pub(super) enum Kind {
     Link(PathBuf),
     #[error("{variable}={value}: {part:?} is not {wanted}")]
     Setting { variable: &'static str, value: String, part: String, wanted: &'static str },
-    #[error("{0} is no setting; there are FORKSAFE_NET, FORKSAFE_KEEP, FORKSAFE_REPORT and FORKSAFE_MODE")]
-    NoSetting(String),
+    #[error("{name} is no setting: if {meant} is meant, rename it, and if not, unset it")]
+    NoSetting { name: String, meant: &'static str },
 }
 
 impl Error {
@@ -228,7 +229,7 @@ impl Error {
 
     /// What the environment says means nothing.
     pub fn is_wrong_setting(&self) -> bool {
-        matches!(self.0, Kind::Setting { .. } | Kind::NoSetting(_))
+        matches!(self.0, Kind::Setting { .. } | Kind::NoSetting { .. })
     }
 }
 

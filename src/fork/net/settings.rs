@@ -12,31 +12,25 @@ const KEEP: &str = "FORKSAFE_KEEP";
 const REPORT: &str = "FORKSAFE_REPORT";
 const MODE: &str = "FORKSAFE_MODE";
 
-/// What begins all of their names.
-const OURS: &str = "FORKSAFE_";
+const SETTINGS: [&str; 4] = [NET, KEEP, REPORT, MODE];
 
-/// Of other parts of this crate, and of its tests: whoever runs those under the net means no setting of it.
-const OTHERS: [&str; 9] = [
-    "FORKSAFE_CLUSTER",
-    "FORKSAFE_CONTROL",
-    "FORKSAFE_WITHOUT_PAGE",
-    "FORKSAFE_TEST",
-    "FORKSAFE_TEST_BY",
-    "FORKSAFE_ONLY_FORK",
-    "FORKSAFE_IT_PIDS",
-    "FORKSAFE_DYNOS_SECONDS",
-    "FORKSAFE_NOTHING",
-];
+/// Of letters that are wrong, too many or missing, in a name that is still taken for a setting's.
+const NEAR: usize = 2;
+
+/// Of this crate's tests, and near one: whoever runs those under the net means no setting of it.
+const OF_TESTS: &str = "FORKSAFE_TEST";
 
 /// An empty variable is as good as none.
 pub(super) fn read(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Option<Policy>, Error> {
-    let is_ours = |name: &OsString| name.as_bytes().starts_with(OURS.as_bytes());
-    let ours: BTreeMap<_, _> = variables.into_iter().filter(|(name, _)| is_ours(name)).collect();
-    let said = |name: &str| ours.get(OsStr::new(name)).filter(|value| !value.is_empty()).cloned();
-    let is_known = |name: &OsString| [NET, KEEP, REPORT, MODE].iter().chain(&OTHERS).any(|known| name == known);
-    if let Some((unknown, _)) = ours.iter().find(|(name, value)| !value.is_empty() && !is_known(name)) {
-        return Err(Error(Kind::NoSetting(unknown.to_string_lossy().into_owned())));
+    let mut ours = BTreeMap::new();
+    for (name, value) in variables {
+        if let Some(setting) = SETTINGS.into_iter().find(|&setting| name == setting) {
+            ours.insert(setting, value);
+        } else if let Some(meant) = meant(name.as_bytes()).filter(|_| !value.is_empty()) {
+            return Err(Error(Kind::NoSetting { name: name.to_string_lossy().into_owned(), meant }));
+        }
     }
+    let said = |name| ours.get(name).filter(|value: &&OsString| !value.is_empty()).cloned();
     let net = said(NET).unwrap_or_else(|| "tcp".into());
     let mut policy = Policy::none();
     let is_off = net.as_bytes().trim_ascii() == b"off";
@@ -76,6 +70,37 @@ pub(super) fn read(variables: impl IntoIterator<Item = (OsString, OsString)>) ->
         });
     }
     Ok((!is_off).then_some(policy))
+}
+
+/// The setting of which this is a misspelling, as it seems. Other names that begin as ours do are the program's own, or Kubernetes', which tells
+/// each pod of a service called `forksafe`: `FORKSAFE_SERVICE_HOST`, `FORKSAFE_PORT`, `FORKSAFE_PORT_80_TCP`.
+fn meant(name: &[u8]) -> Option<&'static str> {
+    let has = |part: &[u8]| name.windows(part.len()).any(|at| at == part);
+    if name == OF_TESTS.as_bytes() || has(b"_SERVICE_") || has(b"_PORT_") || name.ends_with(b"_PORT") {
+        return None;
+    }
+    let begun = SETTINGS.into_iter().find(|setting| name.starts_with(setting.as_bytes()));
+    let distances = SETTINGS.into_iter().map(|setting| (distance(setting.as_bytes(), name), setting));
+    begun.or_else(|| distances.min().filter(|&(distance, _)| distance <= NEAR).map(|(_, setting)| setting))
+}
+
+/// Levenshtein's, a row at a time. Not reckoned where the lengths tell that it is too much.
+fn distance(setting: &[u8], name: &[u8]) -> usize {
+    let at_least = setting.len().abs_diff(name.len());
+    if at_least > NEAR {
+        return at_least;
+    }
+    let mut row: Vec<usize> = (0..=name.len()).collect();
+    for (done, letter) in setting.iter().enumerate() {
+        let (mut left, mut above_left) = (done + 1, done);
+        for (cell, other) in row.iter_mut().skip(1).zip(name) {
+            let replaced = above_left + usize::from(letter != other);
+            above_left = *cell;
+            left = replaced.min(left + 1).min(above_left + 1);
+            *cell = left;
+        }
+    }
+    row.last().copied().unwrap_or(at_least)
 }
 
 fn kept(policy: Policy, part: &OsStr) -> Option<Policy> {
@@ -164,18 +189,48 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_none_of_ours_is_said_and_those_of_other_parts_are_not() {
-        for unknown in ["FORKSAFE_MODES", "FORKSAFE_KEEPS", "FORKSAFE_POLICY", "FORKSAFE_"] {
+    fn a_name_that_is_nearly_a_settings_is_said_with_what_it_could_be() {
+        let near = [
+            ("FORKSAFE_MODES", MODE),
+            ("FORKSAFE_NETS", NET),
+            ("FORKSAFE_KEEPS", KEEP),
+            ("FORKSAFE_KEEP_DATABASE", KEEP),
+            ("FORKSAFE_REPROT", REPORT),
+            ("FORKSAFE_EPORT", REPORT),
+            ("FORKSAFE_KEP", KEEP),
+            ("FORKSAFEMODE", MODE),
+            ("FORK_SAFE_NET", NET),
+            ("FORKSAVE_MODE", MODE),
+        ];
+        for (name, meant) in near {
             for others in [&[][..], &[(NET, "off")], &[(MODE, "report")]] {
-                let error = of(&[&[(unknown, "report")], others].concat()).unwrap_err();
+                let error = of(&[&[(name, "report")], others].concat()).unwrap_err();
                 assert!(error.is_wrong_setting(), "{error}");
-                assert!(error.to_string().starts_with(&format!("{unknown} is no setting; ")), "{error}");
+                let text = format!("{name} is no setting: if {meant} is meant, rename it, and if not, unset it");
+                assert_eq!(error.to_string(), text);
             }
-            assert_eq!(of(&[(unknown, "")]).unwrap(), Some(Policy::tcp()));
+            assert_eq!(of(&[(name, "")]).unwrap(), Some(Policy::tcp()));
         }
-        for known in OTHERS {
-            assert_eq!(of(&[(known, "1")]).unwrap(), Some(Policy::tcp()));
+    }
+
+    #[test]
+    fn other_names_are_somebody_elses() {
+        let of_kubernetes = [
+            "FORKSAFE_SERVICE_HOST",
+            "FORKSAFE_SERVICE_PORT",
+            "FORKSAFE_SERVICE_PORT_HTTP",
+            "FORKSAFE_PORT",
+            "FORKSAFE_PORT_80_TCP",
+            "FORKSAFE_PORT_80_TCP_ADDR",
+            "FORKSAFE_NET_SERVICE_HOST",
+            "FORKSAFE_NET_PORT",
+            "FORKSAFE_NET_PORT_80_TCP",
+        ];
+        let of_others =
+            ["FORKSAFE_ENABLED", "FORKSAFE_URL", "FORKSAFE_POLICY", "FORKSAFE_", "FORKSAFELY", "forksafe_mode", "NET"];
+        let of_ours = ["FORKSAFE_CLUSTER", "FORKSAFE_CONTROL", "FORKSAFE_WITHOUT_PAGE", "FORKSAFE_TEST"];
+        for name in of_kubernetes.into_iter().chain(of_others).chain(of_ours) {
+            assert_eq!(of(&[(name, "tcp://10.0.0.1:80")]).unwrap(), Some(Policy::tcp()), "{name}");
         }
-        assert_eq!(of(&[("FORKSAFELY", "1"), ("forksafe_mode", "1")]).unwrap(), Some(Policy::tcp()));
     }
 }
