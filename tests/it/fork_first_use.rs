@@ -93,14 +93,16 @@ fn a_first_use_that_races_with_forks_leaves_the_process_as_any_other() {
         thread::spawn(move || {
             let _open: Vec<_> = server.incoming().collect();
         });
-        let (mut children, mut live) = (0, 0);
-        for n in 0..120 {
-            let (some, of_them) = testing::child(|| race(address, n * 400)).join();
+        let (begun, mut processes, mut children, mut live) = (Instant::now(), 0, 0, 0);
+        // Fewer where each takes ten times as long, as under a sanitizer.
+        while processes < 40 || processes < 120 && begun.elapsed() < Duration::from_secs(60) {
+            let (some, of_them) = testing::child(|| race(address, processes * 400)).join();
+            processes += 1;
             children += some;
             live += of_them;
         }
-        println!("{children} children of 120 processes, {live} with a live socket");
-        assert!(children >= 120);
+        println!("{children} children of {processes} processes, {live} with a live socket");
+        assert!(children >= processes);
         assert_eq!(live, 0);
     });
 }
