@@ -125,12 +125,117 @@ fn where_nobody_may_ask_what_a_loop_watches_it_is_read() {
         Policy::tcp().set().unwrap();
         let connected = connected();
         let epoll = Epoll::new();
+        let other = epoll.another_number();
         epoll.watch(&connected.made, MADE);
         kit::deny(libc::SYS_kcmp, None, libc::EPERM);
+        // Whether two numbers are one: older kernels do not know the question.
+        kit::deny(libc::SYS_fcntl, Some((1, 1027)), libc::EINVAL);
         match kit::fork() {
-            None => kit::leave(|| assert_eq!(epoll.news(false), [MADE].into())),
+            None => kit::leave(|| {
+                assert_eq!(epoll.news(false), [MADE].into());
+                epoll.watch(&connected.accepted, NEW);
+                assert_eq!(other.watched().len(), 2);
+            }),
             Some(child) => assert_eq!(kit::exit_code(child), 0),
         }
+    });
+}
+
+/// Whoever closes a number relies on it that its loop watches it no more.
+#[test]
+fn what_a_child_closes_is_watched_no_more() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        let (first, second) = (connected(), connected());
+        let (epoll, other) = (Epoll::new(), Epoll::new());
+        epoll.watch(&first.made, 1);
+        epoll.watch(&second.made, 2);
+        other.watch(&second.made, 3);
+        let (mut first, second) = (Some(first.made), second.made);
+        testing::child(|| {
+            assert_eq!((epoll.news(false), other.news(false)), ([1, 2].into(), [3].into()));
+            drop(first.take());
+            assert_eq!((epoll.news(false), other.news(false)), ([2].into(), [3].into()));
+        })
+        .join();
+        drop((first, second));
+    });
+}
+
+/// The first free number is that of the first thing that a child makes.
+#[test]
+fn what_a_child_has_made_is_not_taken_for_what_had_its_number() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        let (gone, connected) = (connected(), connected());
+        let epoll = Epoll::new();
+        epoll.watch(&connected.made, MADE);
+        epoll.watch(&gone.accepted, NEW);
+        let _lives_on = gone.accepted.try_clone().unwrap();
+        drop(gone);
+        testing::child(|| assert_eq!(epoll.news(false), [MADE].into())).join();
+    });
+}
+
+#[test]
+fn two_loops_that_watch_the_same_are_two() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        let both = connected();
+        let epolls = [Epoll::new(), Epoll::new()];
+        epolls.iter().for_each(|epoll| epoll.watch(&both.made, MADE));
+        testing::child(|| {
+            let Connected { mut made, accepted, .. } = connected();
+            epolls[0].watch(&accepted, NEW);
+            made.write_all(b"x").unwrap();
+            assert_eq!(epolls.each_ref().map(|epoll| epoll.news(true)), [[MADE, NEW].into(), [MADE].into()]);
+        })
+        .join();
+    });
+}
+
+/// To watch it is to ask it for its news, which are the parent's: the loop is left alone.
+#[test]
+fn the_news_of_a_file_are_not_taken_from_the_parent() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        let connected = connected();
+        let mounts = fs::File::open("/proc/self/mounts").unwrap();
+        let epoll = Epoll::new();
+        epoll.watch(&connected.made, MADE);
+        epoll.watch(&mounts, 9);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        testing::child(|| epoll.watch(&listener, LISTENER)).join();
+        assert_eq!(epoll.watched().len(), 3, "it is the parent's");
+    });
+}
+
+#[test]
+fn a_loop_in_a_loop_is_one_in_the_child() {
+    clean_process(|| {
+        Policy::tcp().set().unwrap();
+        let connected = connected();
+        let (outer, inner) = (Epoll::new(), Epoll::new());
+        inner.watch(&connected.made, 1);
+        outer.watch(&connected.made, 2);
+        outer.watch(&inner.0, 3);
+        let before = (outer.watched(), inner.watched());
+        let (mut made, accepted) = (Some(connected.made), connected.accepted);
+        testing::child(|| {
+            assert_eq!((outer.news(false), inner.news(false)), ([2, 3].into(), [1].into()));
+            let own = self::connected();
+            inner.watch(&own.accepted, NEW);
+            drop(made.take());
+            assert_eq!(outer.news(false), BTreeSet::new());
+            (&own.made).write_all(b"x").unwrap();
+            assert_eq!((outer.news(true), inner.news(true)), ([3].into(), [NEW].into()));
+        })
+        .join();
+        assert_eq!((outer.watched(), inner.watched()), before);
+        assert_eq!(outer.news(false), BTreeSet::new());
+        (&accepted).write_all(b"x").unwrap();
+        assert_eq!(outer.news(true), [2, 3].into());
+        made.unwrap().read_exact(&mut [0]).unwrap();
     });
 }
 

@@ -70,7 +70,7 @@ impl EventLoop {
         if is_there {
             sys::watch(first, self.socket);
             // By which our children know it for the loop's. A loop that is woken up for nothing waits again.
-            waker.into_iter().for_each(|waker| sys::watch(first, waker));
+            waker.into_iter().for_each(|waker| _ = sys::watch(first, waker));
         }
         // Without the first there is no loop, and a free number is better than a shared epoll.
         for other in epolls.filter(|&other| !(is_there && sys::replace(first, other))) {

@@ -137,9 +137,9 @@ pub(in crate::fork) fn watches(epoll: RawFd, watched: Watched) -> bool {
     epoll_ctl(epoll, libc::EPOLL_CTL_MOD, watched)
 }
 
-/// Has an epoll of this process's own watch a descriptor. An error leaves the loop without it, and is of no interest.
-pub(in crate::fork) fn watch(epoll: RawFd, watched: Watched) {
-    epoll_ctl(epoll, libc::EPOLL_CTL_ADD, watched);
+/// Has an epoll of this process's own watch a descriptor. False if it does not.
+pub(in crate::fork) fn watch(epoll: RawFd, watched: Watched) -> bool {
+    epoll_ctl(epoll, libc::EPOLL_CTL_ADD, watched)
 }
 
 fn epoll_ctl(epoll: RawFd, what: libc::c_int, Watched { fd, events, token }: Watched) -> bool {

@@ -66,8 +66,12 @@
 //! An epoll is inherited itself and not copied: a child that goes on with its parent's takes the parent's events, and what it connects
 //! anew the parent is told of, under a token that may be an address in the child (tokio's are) and nothing in the parent. So a child gets a new
 //! epoll in the place of each that watches a disowned connection, under the same numbers, watching the same: what is dead hangs up there
-//! at once, everything else is told to both processes. Others are shared as they are without the net, and so is an epoll that watches such an epoll.
-//! (What an epoll watches is told by `/proc`, from Linux 4.12 on; without it they are left alone.)
+//! at once, everything else is told to both processes. (What had been disarmed by `EPOLLONESHOT` may hang up, too.)
+//!
+//! An epoll is left as it is, and shared as without the net, if it watches nothing disowned (what is registered is not disowned by the net); or a file of another kind
+//! than sockets, pipes, eventfds, timers, signals and epolls, for to watch one is to take its news; or if `/proc` does not tell (before Linux 4.12,
+//! or of another user's process), or the parent has just taken the connection off it, or there is no room. Of more than 128 disowned connections the others
+//! are not watched any more. In a child made without handlers, threads that already wait go on waiting at the parent's.
 //!
 //! # What it cannot know
 //!

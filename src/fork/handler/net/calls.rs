@@ -154,9 +154,13 @@ pub(super) fn keep_on_exec(fd: RawFd) {
 
 /// Whether a process has the very same open file under this number. `None` if it cannot be asked.
 pub(super) fn is_same_file(fd: RawFd, pid: u32) -> Option<bool> {
+    compare_files(fd, pid, fd)
+}
+
+fn compare_files(fd: RawFd, pid: u32, other: RawFd) -> Option<bool> {
     const KCMP_FILE: libc::c_int = 0;
     // SAFETY: takes numbers and no memory. 0 is "the same", 1 to 3 are "not the same".
-    match unsafe { libc::syscall(libc::SYS_kcmp, super::sys::pid(), pid, KCMP_FILE, fd, fd) } {
+    match unsafe { libc::syscall(libc::SYS_kcmp, super::sys::pid(), pid, KCMP_FILE, fd, other) } {
         0 => Some(true),
         1.. => Some(false),
         // There is nothing under this number.
@@ -194,29 +198,65 @@ pub(super) fn read(fd: RawFd, into: &mut [u8]) -> Option<usize> {
     usize::try_from(unsafe { libc::syscall(libc::SYS_read, fd, into.as_mut_ptr(), into.len()) }).ok()
 }
 
-/// `None` if it is closed. Asked by taking something off it that it does not watch: no epoll watches what this process has just made, `other`.
-pub(super) fn is_epoll(fd: RawFd, other: RawFd) -> Option<bool> {
+/// Asked by taking something off it that it does not watch: no inherited epoll watches what this process has made, `other`.
+pub(super) fn is_epoll(fd: RawFd, other: RawFd) -> bool {
     let nothing = std::ptr::null_mut::<libc::epoll_event>();
     // SAFETY: for this there is no event; wrong numbers are errors.
-    unsafe { libc::syscall(libc::SYS_epoll_ctl, fd, libc::EPOLL_CTL_DEL, other, nothing) };
-    match errno() {
-        libc::EBADF => None,
-        error => Some(error == libc::ENOENT),
+    let failed = unsafe { libc::syscall(libc::SYS_epoll_ctl, fd, libc::EPOLL_CTL_DEL, other, nothing) < 0 };
+    failed && errno() == libc::ENOENT
+}
+
+/// Whether an epoll watches, under its number, the file that is there now. `None` if it cannot be asked.
+pub(super) fn watches_file(epoll: RawFd, fd: RawFd) -> Option<bool> {
+    // It may watch files that had the number before.
+    for which in 0.. {
+        match compare_watched(epoll, fd, which, fd) {
+            0 => return Some(true),
+            1.. => {}
+            _ if matches!(errno(), libc::ENOENT | libc::EBADF) => return Some(false),
+            _ => return None,
+        }
     }
+    None
+}
+
+/// Whether two numbers are of one open file. `None` if nobody says so.
+pub(super) fn are_one(one: RawFd, other: RawFd) -> Option<bool> {
+    /// From Linux 6.10 on; older ones take it for a mistake.
+    const F_DUPFD_QUERY: libc::c_int = 1027;
+    // SAFETY: takes numbers and no memory.
+    match unsafe { libc::syscall(libc::SYS_fcntl, one, F_DUPFD_QUERY, libc::c_long::from(other)) } {
+        0 => Some(false),
+        1.. => Some(true),
+        _ => compare_files(one, super::sys::pid(), other),
+    }
+}
+
+/// Both ends.
+pub(super) fn pipe() -> Option<[RawFd; 2]> {
+    let mut ends = [-1; 2];
+    // SAFETY: room for both numbers.
+    let failed = unsafe { libc::syscall(libc::SYS_pipe2, ends.as_mut_ptr(), libc::O_CLOEXEC) != 0 };
+    (!failed).then_some(ends)
 }
 
 /// Whether an epoll watches something under a number. `None` if it cannot be asked. `any` is an open number.
 pub(super) fn watches_number(epoll: RawFd, number: RawFd, any: RawFd) -> Option<bool> {
-    const KCMP_EPOLL_TFD: libc::c_int = 7;
-    // `struct kcmp_epoll_slot`: the epoll, the number, and which of those of that number.
-    let slot = [epoll, number, 0];
-    let own = super::sys::pid();
-    // SAFETY: the slot is ours; wrong numbers are errors.
-    match unsafe { libc::syscall(libc::SYS_kcmp, own, own, KCMP_EPOLL_TFD, any, slot.as_ptr()) } {
+    match compare_watched(epoll, number, 0, any) {
         0.. => Some(true),
         _ if errno() == libc::ENOENT => Some(false),
         _ => None,
     }
+}
+
+/// With that of the things watched under a number, which may be several.
+fn compare_watched(epoll: RawFd, number: RawFd, which: RawFd, with: RawFd) -> libc::c_long {
+    const KCMP_EPOLL_TFD: libc::c_int = 7;
+    // `struct kcmp_epoll_slot`.
+    let slot = [epoll, number, which];
+    let own = super::sys::pid();
+    // SAFETY: the slot is ours; wrong numbers are errors.
+    unsafe { libc::syscall(libc::SYS_kcmp, own, own, KCMP_EPOLL_TFD, with, slot.as_ptr()) }
 }
 
 /// In a full table, as far beyond it as this process may have numbers.

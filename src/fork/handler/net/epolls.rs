@@ -4,119 +4,262 @@
 //! place of what is dead, it has its parent's epoll watch, by a token that means something to the child only. (tokio's are addresses: a
 //! parent that is told one of its child's looks there, and crashes.) So an epoll that watches a disowned connection is
 //! replaced by a new one, which watches the same under the same tokens: what is dead hangs up there at once, and the rest is told to both
-//! processes. The parent's is not touched, and whoever has it for other things shares it as before.
+//! processes. What is dead there is a socket of its own under each number: a registration ends with the last number of its file, and
+//! whoever closes a number relies on that.
 //!
 //! What an epoll watches is in `/proc`, a line for each, at 2 µs; so it is asked first, by `kcmp`, whether something disowned is among it.
-//! One epoll may lie under several numbers, and there is no harmless question whether two are one; those that watch the same by the same
-//! tokens are taken for it.
+//! To watch a file is to poll it, which is innocent for sockets, pipes and what is made of no file (eventfds, timers, signals). An epoll that
+//! watches anything else is left as it is, and so is one that watches another that is replaced, and one of which not all could be watched anew.
 
 use super::calls;
-use super::found;
 use super::numbers;
 use crate::fork::handler::disown::Birth;
 use crate::fork::handler::sys::{self, Watched};
 use std::fmt::{self, Write};
 use std::os::fd::RawFd;
 
-/// What is no socket, and so may be an epoll: noted in the walk through all, so that there need not be another.
-pub(super) struct Candidates {
-    numbers: [RawFd; 128],
+/// So many are known; of more connections and more files the others are left out.
+const ROOM: usize = 128;
+
+/// What a walk through all descriptors has found that matters here.
+pub(super) struct Loops {
+    /// What is no socket, and so may be an epoll.
+    candidates: List<RawFd>,
+    disowned: List<Disowned>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Disowned {
+    fd: RawFd,
+    /// Of the connection that was there.
+    inode: u64,
+    /// What lies there is under no other number.
+    is_alone: bool,
+}
+
+impl Loops {
+    pub(super) fn new() -> Self {
+        Self { candidates: List::new(), disowned: List::new() }
+    }
+
+    pub(super) fn note(&mut self, no_socket: RawFd) {
+        self.candidates.push(no_socket);
+    }
+
+    /// Before it is.
+    pub(super) fn will_disown(&mut self, fd: RawFd) {
+        if let Some(inode) = inode_of(fd) {
+            self.disowned.push(Disowned { fd, inode, is_alone: false });
+        }
+    }
+
+    /// `any` is an open number that no inherited epoll watches.
+    pub(super) fn replace(mut self, birth: Birth, any: RawFd) {
+        if self.disowned.all().is_empty() {
+            return;
+        }
+        let epolls = self.watchers(birth, any);
+        if epolls.all().is_empty() {
+            return;
+        }
+        let Some(innocent) = Innocent::learn() else { return };
+        // Those of the highest numbers first: what watches another was made before it, or in any case is told of it then.
+        let mut to_come = epolls;
+        let mut replaced = List::<RawFd>::new();
+        while let Some(fd) = to_come.pop() {
+            // The other numbers of the same, while it can be told.
+            let mut numbers = List::<RawFd>::new();
+            let mut others = List::<RawFd>::new();
+            numbers.push(fd);
+            for &other in to_come.all() {
+                let is_same = self.are_one(fd, other, birth);
+                if is_same { numbers.push(other) } else { others.push(other) }
+            }
+            to_come = others;
+            let Some(new) = sys::epoll() else { return };
+            if self.copy(fd, new, birth, &innocent, &Others { to_come: &to_come, replaced: &replaced }) {
+                for &number in numbers.all() {
+                    replace_keeping_flags(new, number);
+                    replaced.push(number);
+                }
+            }
+            sys::close(new);
+        }
+    }
+
+    /// The epolls that watch something disowned.
+    fn watchers(&self, birth: Birth, any: RawFd) -> List<RawFd> {
+        let mut epolls = List::new();
+        let mut look = |fd| {
+            if calls::is_epoll(fd, any) && self.are_watched_by(fd, birth, any) {
+                epolls.push(fd);
+            }
+        };
+        if self.candidates.is_full() {
+            numbers::each_open(birth, |fd| {
+                look(fd);
+                calls::is_open(fd)
+            });
+        } else {
+            self.candidates.all().iter().copied().for_each(look);
+        }
+        epolls
+    }
+
+    fn are_watched_by(&self, epoll: RawFd, birth: Birth, any: RawFd) -> bool {
+        let mut is_unknown = false;
+        for one in self.disowned.all() {
+            match calls::watches_number(epoll, one.fd, any) {
+                Some(true) => return true,
+                Some(false) => {}
+                None => is_unknown = true,
+            }
+        }
+        is_unknown && self.fingerprint(epoll, birth).is_some()
+    }
+
+    /// Whether two numbers are of one epoll.
+    fn are_one(&self, one: RawFd, other: RawFd, birth: Birth) -> bool {
+        calls::are_one(one, other).unwrap_or_else(|| {
+            let what = self.fingerprint(one, birth);
+            what.is_some() && what == self.fingerprint(other, birth)
+        })
+    }
+
+    /// What an epoll watches of what was disowned, in a number: for kernels before 6.10 in containers that forbid `kcmp`, where nobody says whether
+    /// two epolls are one.
+    fn fingerprint(&self, epoll: RawFd, birth: Birth) -> Option<u64> {
+        let mut sum = None;
+        each_registration(epoll, birth, |one| {
+            if self.find(&one).is_some() {
+                let so_far = sum.unwrap_or(0_u64) ^ one.watched.token;
+                sum = Some((so_far ^ one.inode.rotate_left(32)).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23));
+            }
+        });
+        sum
+    }
+
+    fn find(&self, one: &Registration) -> Option<usize> {
+        self.disowned.all().iter().position(|dead| dead.fd == one.watched.fd && dead.inode == one.inode)
+    }
+
+    /// Has a new epoll watch what an inherited one does. False if not all of it can be, or if nothing of it was disowned.
+    fn copy(&mut self, from: RawFd, to: RawFd, birth: Birth, innocent: &Innocent, others: &Others<'_>) -> bool {
+        let (mut watches_disowned, mut is_whole) = (false, true);
+        let is_known = each_registration(from, birth, |one| {
+            let fd = one.watched.fd;
+            if let Some(dead) = self.find(&one).and_then(|place| self.disowned.all_mut().get_mut(place)) {
+                watches_disowned = true;
+                is_whole &= dead.be_alone() && sys::watch(to, one.watched);
+            } else if others.replaced.all().contains(&fd) {
+                is_whole &= sys::watch(to, one.watched);
+            } else if others.to_come.all().contains(&fd) || !innocent.is(&one) {
+                is_whole = false;
+            } else if fd != to && is_still_there(from, &one) {
+                is_whole &= sys::watch(to, one.watched);
+            }
+        });
+        is_known && is_whole && watches_disowned
+    }
+}
+
+/// Other epolls that watch something disowned.
+struct Others<'a> {
+    to_come: &'a List<RawFd>,
+    replaced: &'a List<RawFd>,
+}
+
+fn replace_keeping_flags(from: RawFd, over: RawFd) -> bool {
+    let closes_on_exec = calls::closes_on_exec(over);
+    let is_there = sys::replace(from, over);
+    if is_there && !closes_on_exec {
+        calls::keep_on_exec(over);
+    }
+    is_there
+}
+
+impl Disowned {
+    /// Puts a dead socket of its own under the number. False if there is no room for another.
+    fn be_alone(&mut self) -> bool {
+        if !self.is_alone
+            && let Some(dead) = sys::dead_socket()
+        {
+            self.is_alone = replace_keeping_flags(dead, self.fd);
+            sys::close(dead);
+        }
+        self.is_alone
+    }
+}
+
+/// A number that is another file's by now is watched under it no more.
+fn is_still_there(epoll: RawFd, one: &Registration) -> bool {
+    let fd = one.watched.fd;
+    calls::watches_file(epoll, fd).unwrap_or_else(|| inode_of(fd) == Some(one.inode))
+}
+
+fn inode_of(fd: RawFd) -> Option<u64> {
+    sys::look(fd).map(|open| open.identity.inode)
+}
+
+/// The file systems of what may be polled: sockets, pipes, and what is made of no file.
+struct Innocent([u64; 3]);
+
+impl Innocent {
+    fn learn() -> Option<Self> {
+        let (socket, [pipe, other], nothing) = (sys::dead_socket()?, calls::pipe()?, sys::eventfd()?);
+        let device = |fd| sys::look(fd).map(|open| open.identity.device);
+        let devices = (device(socket), device(pipe), device(nothing));
+        [socket, pipe, other, nothing].into_iter().for_each(sys::close);
+        Some(Self([devices.0?, devices.1?, devices.2?]))
+    }
+
+    fn is(&self, one: &Registration) -> bool {
+        self.0.contains(&one.device)
+    }
+}
+
+/// As many as there is room for.
+struct List<T> {
+    all: [T; ROOM],
     count: usize,
 }
 
-impl Candidates {
-    pub(super) fn new() -> Self {
-        Self { numbers: [-1; 128], count: 0 }
+impl<T: Copy + Default> List<T> {
+    fn new() -> Self {
+        Self { all: [T::default(); ROOM], count: 0 }
     }
 
-    pub(super) fn note(&mut self, fd: RawFd) {
-        if let Some(place) = self.numbers.get_mut(self.count) {
-            *place = fd;
-        }
-        self.count = self.count.saturating_add(1);
-    }
-
-    /// `dead` is what lies now under the numbers of what was disowned.
-    pub(super) fn replace(&self, birth: Birth, dead: RawFd) {
-        let Some(open) = sys::look(dead) else { return };
-        let dead_inode = open.identity.inode;
-        let mut made = Made::default();
-        let mut look = |fd| {
-            let is_epoll = calls::is_epoll(fd, dead);
-            if is_epoll == Some(true) && may_watch_disowned(fd, dead) {
-                made.put_over(fd, birth, dead_inode);
-            }
-            is_epoll.is_some()
-        };
-        match self.numbers.get(..self.count) {
-            Some(all) => all.iter().for_each(|&fd| _ = look(fd)),
-            None => numbers::each_open(birth, look),
+    fn push(&mut self, one: T) {
+        if let Some(place) = self.all.get_mut(self.count) {
+            *place = one;
+            self.count += 1;
         }
     }
-}
 
-/// True if nobody may ask, or if there are more than are known by their numbers.
-fn may_watch_disowned(epoll: RawFd, any: RawFd) -> bool {
-    let all_known = found::all().count() as u64 == found::total();
-    !all_known || found::all().any(|one| calls::watches_number(epoll, one.fd, any) != Some(false))
-}
-
-/// So many are remembered, in case that there is another number of them.
-const REMEMBERED: usize = 16;
-
-/// Those that were put over inherited ones: what they watch, and a number under which each lies.
-#[derive(Default)]
-struct Made {
-    all: [Option<(u64, RawFd)>; REMEMBERED],
-    next: usize,
-}
-
-impl Made {
-    fn put_over(&mut self, fd: RawFd, birth: Birth, dead_inode: u64) {
-        // In a full table the inherited one stays.
-        let Some(new) = sys::epoll() else { return };
-        if let Some(what) = copy(fd, new, birth, dead_inode) {
-            let closes_on_exec = calls::closes_on_exec(fd);
-            let known = self.all.iter().flatten().find(|(watched, _)| *watched == what);
-            let is_there = sys::replace(known.map_or(new, |&(_, number)| number), fd);
-            if known.is_none() && is_there {
-                // Of many the first are forgotten.
-                if let Some(place) = self.all.get_mut(self.next % REMEMBERED) {
-                    *place = Some((what, fd));
-                    self.next += 1;
-                }
-            }
-            if is_there && !closes_on_exec {
-                calls::keep_on_exec(fd);
-            }
-        }
-        sys::close(new);
+    fn pop(&mut self) -> Option<T> {
+        self.count = self.count.checked_sub(1)?;
+        self.all.get(self.count).copied()
     }
-}
 
-/// Has a new epoll watch what an inherited one does. Returns what that is, in a number: the kernel lists it in the same order each time.
-/// `None` if it cannot be known, or if nothing of it was disowned. (What the registry has made of a client's loop watches what is dead as such.)
-fn copy(from: RawFd, to: RawFd, birth: Birth, dead_inode: u64) -> Option<u64> {
-    let mut watches_disowned = false;
-    let mut what = 0_u64;
-    let is_known = each_registration(from, birth, |Registration { watched, inode }| {
-        for word in [u64::from(watched.fd.unsigned_abs()), watched.events.into(), watched.token, inode] {
-            what = (what ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
-        }
-        let lies_there = sys::look(watched.fd).map(|open| open.identity.inode);
-        watches_disowned |= inode != dead_inode && lies_there == Some(dead_inode);
-        // A number that is another file's by now is watched under it no more.
-        if lies_there == Some(inode) || lies_there == Some(dead_inode) {
-            sys::watch(to, watched);
-        }
-    });
-    (is_known && watches_disowned).then_some(what)
+    fn is_full(&self) -> bool {
+        self.count == self.all.len()
+    }
+
+    fn all(&self) -> &[T] {
+        self.all.get(..self.count).unwrap_or_default()
+    }
+
+    fn all_mut(&mut self) -> &mut [T] {
+        self.all.get_mut(..self.count).unwrap_or_default()
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Registration {
     watched: Watched,
     inode: u64,
+    /// As `fstat` has it.
+    device: u64,
 }
 
 /// False if it cannot be known: without `/proc`, or of a kernel before 4.12, which does not say which file it is.
@@ -155,8 +298,13 @@ fn registration(line: &str) -> Option<Registration> {
     let fd = after("tfd:")?.parse().ok()?;
     let events = u32::from_str_radix(after("events:")?, 16).ok()?;
     let token = u64::from_str_radix(after("data:")?, 16).ok()?;
-    let inode = words.find_map(|word| word.strip_prefix("ino:"))?;
-    Some(Registration { watched: Watched { fd, events, token }, inode: u64::from_str_radix(inode, 16).ok()? })
+    let mut hex_after =
+        |name: &str| words.find_map(|word| word.strip_prefix(name)).map(|hex| u64::from_str_radix(hex, 16));
+    let (inode, device) = (hex_after("ino:")?.ok()?, hex_after("sdev:")?.ok()?);
+    // The kernel has twenty bits for the minor number, the system calls eight and twelve.
+    let (major, minor) = (device >> 20, device & 0xf_ffff);
+    let device = minor & 0xff | major << 8 | (minor & !0xff) << 12;
+    Some(Registration { watched: Watched { fd, events, token }, inode, device })
 }
 
 /// What is longer than a line of an epoll is none.
@@ -228,7 +376,7 @@ mod tests {
     fn a_line_of_an_epoll_is_read_and_others_are_not() {
         let line = "tfd:       27 events: 80000019 data: 1234567890abce02  pos:0 ino:40e sdev:10";
         let watched = Watched { fd: 27, events: 0x8000_0019, token: 0x1234_5678_90ab_ce02 };
-        assert_eq!(registration(line), Some(Registration { watched, inode: 0x40e }));
+        assert_eq!(registration(line), Some(Registration { watched, inode: 0x40e, device: 0x10 }));
         for other in ["", "flags:	02", "tfd: 27 events: 19 data: 1", "tfd: x events: 19 data: 1  pos:0 ino:1 sdev:1"] {
             assert_eq!(registration(other), None);
         }

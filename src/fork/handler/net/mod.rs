@@ -29,7 +29,7 @@ use super::page::{self, Word};
 use super::sys::{self, Identity};
 use super::table::{self, FREE, HANDED_ON, WITHDRAWN};
 use calls::Socket;
-use epolls::Candidates;
+use epolls::Loops;
 use found::Found;
 use origin::Counts;
 use peer::Peer;
@@ -62,11 +62,11 @@ pub(super) fn sweep(birth: Birth, parent: u32, dead: &mut Dead) {
     let Some(rules) = rules::get() else { return };
     let parents = Parents::of(birth, parent);
     let mut witnesses = Witnesses::new(birth);
-    let mut candidates = Candidates::new();
+    let mut loops = Loops::new();
     numbers::each_open(birth, |fd| {
         let socket = calls::look(fd);
         if matches!(socket, Socket::None) {
-            candidates.note(fd);
+            loops.note(fd);
         }
         if let Some(peer) = unwanted(fd, &socket, rules, &mut witnesses)
             && !is_standard(fd, rules)
@@ -74,6 +74,7 @@ pub(super) fn sweep(birth: Birth, parent: u32, dead: &mut Dead) {
             && parents.may_have(fd)
         {
             if rules.mode == Mode::Disown {
+                loops.will_disown(fd);
                 put_over(dead, fd);
             }
             found::note(&Found { fd, peer, disowned: rules.mode == Mode::Disown });
@@ -81,7 +82,7 @@ pub(super) fn sweep(birth: Birth, parent: u32, dead: &mut Dead) {
         !matches!(socket, Socket::Closed)
     });
     if let Some(dead) = dead.socket().filter(|_| found::total() > 0 && rules.mode == Mode::Disown) {
-        candidates.replace(birth, dead);
+        loops.replace(birth, dead);
     }
     tell::all(rules, parent);
     if rules.mode == Mode::Deny && found::total() > 0 {
@@ -173,7 +174,7 @@ impl Parents {
         match has(parent) {
             Some(has) if parent == remembered => has,
             // Between the two is another, that has not looked.
-            Some(false) if parent != ADOPTS => has(remembered) == Some(true),
+            Some(false) if parent != ADOPTS => has(remembered) != Some(false),
             _ => true,
         }
     }
