@@ -5,7 +5,7 @@
 
 // What starts the hosts, asks them and judges them is the hosts' tests', which use all of it.
 mod guide;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with the tests of hosts, which need more of it")]
 #[path = "../hosts/host.rs"]
 mod host;
 mod net;
@@ -14,7 +14,7 @@ mod on_gunicorn;
 mod own;
 #[path = "../hosts/servers.rs"]
 mod servers;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with the tests of hosts, which need more of it")]
 #[path = "../hosts/tally.rs"]
 mod tally;
 #[path = "../hosts/web.rs"]

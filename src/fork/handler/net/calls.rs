@@ -141,15 +141,21 @@ fn option(fd: RawFd, which: libc::c_int) -> Option<libc::c_int> {
     (!failed).then_some(value)
 }
 
+/// Something is put under a number, and whether that goes on into programs that are executed stays as it was. Whether it is there.
+pub(super) fn keeping_flags(fd: RawFd, put: impl FnOnce() -> bool) -> bool {
+    let closes_on_exec = closes_on_exec(fd);
+    let is_there = put();
+    if is_there && !closes_on_exec {
+        // SAFETY: takes numbers and no memory.
+        unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_SETFD, 0) };
+    }
+    is_there
+}
+
 pub(super) fn closes_on_exec(fd: RawFd) -> bool {
     // SAFETY: takes numbers and no memory.
     let flags = unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_GETFD) };
     flags < 0 || flags & libc::c_long::from(libc::FD_CLOEXEC) != 0
-}
-
-pub(super) fn keep_on_exec(fd: RawFd) {
-    // SAFETY: takes numbers and no memory.
-    unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_SETFD, 0) };
 }
 
 /// Whether a process has the very same open file under this number. `None` if it cannot be asked.

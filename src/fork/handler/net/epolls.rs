@@ -79,8 +79,9 @@ impl Loops {
             let Some(new) = sys::epoll() else { return };
             if self.copy(fd, new, birth, &innocent, &Others { to_come: &to_come, replaced: &replaced }) {
                 for &number in numbers.all() {
-                    replace_keeping_flags(new, number);
-                    replaced.push(number);
+                    if calls::keeping_flags(number, || sys::replace(new, number)) {
+                        replaced.push(number);
+                    }
                 }
             }
             sys::close(new);
@@ -169,22 +170,13 @@ struct Others<'a> {
     replaced: &'a List<RawFd>,
 }
 
-fn replace_keeping_flags(from: RawFd, over: RawFd) -> bool {
-    let closes_on_exec = calls::closes_on_exec(over);
-    let is_there = sys::replace(from, over);
-    if is_there && !closes_on_exec {
-        calls::keep_on_exec(over);
-    }
-    is_there
-}
-
 impl Disowned {
     /// Puts a dead socket of its own under the number. False if there is no room for another.
     fn be_alone(&mut self) -> bool {
         if !self.is_alone
             && let Some(dead) = sys::dead_socket()
         {
-            self.is_alone = replace_keeping_flags(dead, self.fd);
+            self.is_alone = calls::keeping_flags(self.fd, || sys::replace(dead, self.fd));
             sys::close(dead);
         }
         self.is_alone

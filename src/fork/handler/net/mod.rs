@@ -75,13 +75,13 @@ pub(super) fn sweep(birth: Birth, parent: u32, dead: &mut Dead) {
         {
             if rules.mode == Mode::Disown {
                 loops.will_disown(fd);
-                put_over(dead, fd);
+                calls::keeping_flags(fd, || dead.put_over(fd));
             }
             found::note(&Found { fd, peer, disowned: rules.mode == Mode::Disown });
         }
         !matches!(socket, Socket::Closed)
     });
-    if let Some(dead) = dead.socket().filter(|_| found::total() > 0 && rules.mode == Mode::Disown) {
+    if let Some(dead) = dead.socket() {
         loops.replace(birth, dead);
     }
     tell::all(rules, parent);
@@ -138,14 +138,6 @@ fn is_registered(identity: Identity, here: u64) -> bool {
         let is_live = !matches!(entry.state.load(Acquire), FREE | WITHDRAWN | HANDED_ON);
         is_live && entry.is_registered_in(here) && entry.descriptor().1 == identity
     })
-}
-
-/// Whether it goes on into a program that is executed stays as it was.
-fn put_over(dead: &mut Dead, fd: RawFd) {
-    let closes_on_exec = calls::closes_on_exec(fd);
-    if dead.put_over(fd) && !closes_on_exec {
-        calls::keep_on_exec(fd);
-    }
 }
 
 /// Whom a child can ask what was there before it. One that is made by libc's fork has had no time to open anything.
